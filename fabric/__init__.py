@@ -1,0 +1,1 @@
+"""The experiment fabric: from a job file to a report. Imports `models`; never the other way round."""

@@ -1,0 +1,1 @@
+"""Statistics, decisions and result tables."""

@@ -1,0 +1,1 @@
+"""Language-model evaluation: loss, bits per byte, recall, minimal pairs, samples."""

@@ -1,0 +1,1 @@
+"""The job file: schema, YAML loading with line-numbered errors, scales."""

@@ -1,0 +1,1 @@
+"""From a job to trials: expansion, identity, phases, cost and memory estimates."""

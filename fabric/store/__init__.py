@@ -1,0 +1,1 @@
+"""Run records: atomic, append-only, the single truth for resume and dedupe."""

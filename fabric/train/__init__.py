@@ -1,0 +1,1 @@
+"""The pure-PyTorch training loop, optimizers, schedules, checkpoints, meters."""

@@ -1,0 +1,1 @@
+"""Kernels: one folder an op, `reference.py` is the definition."""

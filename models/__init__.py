@@ -1,0 +1,1 @@
+"""Architectures. Import `kernels` and torch only."""
