@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fabric.analysis.decide import ArmResult, decide, pick_rate
+from fabric.evaluate.test import test_key
 from fabric.job.load import Configuration, Job
 from fabric.planning.expand import Arm, arms_of_phase, arms_of_search, nuisance_points
 from fabric.planning.match import MISMATCH_WARNED, matched
@@ -23,6 +24,7 @@ from fabric.store import FAILED, FINISHED, Store
 from models import flops_per_token, n_params, state_bytes
 from models.parts import nearest
 
+PATH_FREE = {"minimal_pairs": None}
 Role = Literal["tuning", "main"]
 Action = Literal["continue", "stop", "pause"]
 
@@ -307,15 +309,25 @@ class Study:
             return "wait"
         return self._next_test()
 
+    def finished(self) -> bool:
+        """Whether nothing is left to do (asked before Ray is started, so that a re-run is quick)."""
+        if self.phases and self.phases[-1].decision is None:
+            return False
+        return all(self._is_tested(t) for t in self.main_trials())
+
+    def _is_tested(self, trial: Trial) -> bool:
+        """Whether a trial's test split has been read, or never will be (it diverged, failed or was stopped)."""
+        if trial.end != FINISHED:
+            return True
+        record = self.store.trial(trial.id)
+        status = record.status()
+        diverged = status is None or (status.reason or {}).get("kind") == "diverged"
+        return diverged or record.evaluation(test_key(trial.spec)) is not None
+
     def _next_test(self) -> Task | Literal["wait", "done"]:
         for trial in self.main_trials():
-            if trial.end != FINISHED or trial.id in self._tested:
-                continue
-            self._tested.add(trial.id)
-            record = self.store.trial(trial.id)
-            status = record.status()
-            diverged = (status.reason or {}).get("kind") == "diverged" if status else True
-            if not diverged and record.evaluation(test_key(trial.spec)) is None:
+            if trial.id not in self._tested and not self._is_tested(trial):
+                self._tested.add(trial.id)
                 return Task("test", trial)
         return "wait" if any(t.state == "running" for t in self.trials.values()) else "done"
 
@@ -521,11 +533,3 @@ class Study:
         select = self.search.select
         decision = decide(results, run.baseline, margin=select.margin, alpha=select.alpha, keep=run.keep)
         return {"phase": run.name, "index": run.index, **decision.as_dict()}
-
-
-PATH_FREE = {"minimal_pairs": None}
-
-
-def test_key(spec: TrialSpec) -> str:
-    """The key under which a trial's reading of the test split is kept."""
-    return f"test-{spec.evaluate.test_tokens or 'all'}"
