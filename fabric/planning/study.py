@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fabric.analysis.decide import ArmResult, decide, pick_rate
 from fabric.evaluate.test import test_key
-from fabric.job.load import Configuration, Job
+from fabric.job.load import Configuration, Job, Override
 from fabric.planning.expand import Arm, arms_of_phase, arms_of_search, nuisance_points
 from fabric.planning.match import MISMATCH_WARNED, matched
 from fabric.planning.stopping.base import Verdict
@@ -152,7 +152,7 @@ class Study:
         while (index := len(self.phases) + len(self.skipped)) < len(self.phase_names):
             if self.search.mode == "phases":
                 phase = self.search.phases[index]
-                carried = [c for c in self._carried if self._applies(phase.when, c)]
+                carried = [c for c in self._carried if self.applies(phase.when, c.overrides)]
                 if not carried or carried[0] is not self._carried[0]:
                     self.skipped.append(phase.name)
                     continue
@@ -166,10 +166,11 @@ class Study:
             if run.decision is None:
                 return
 
-    def _applies(self, when: Mapping[str, Any], carried: Arm) -> bool:
+    def applies(self, when: Mapping[str, Any], overrides: Sequence[Override]) -> bool:
+        """Whether a phase's condition holds for the base with these overrides on it."""
         if not when:
             return True
-        configuration = self.job.configure(carried.overrides)
+        configuration = self.job.configure(overrides)
         for path, wanted in when.items():
             value: Any = configuration
             for key in path.split("."):
@@ -177,6 +178,15 @@ class Study:
             if value != wanted:
                 return False
         return True
+
+    def preview(self, phase: PhaseRun, arm: ArmRun) -> list[Trial]:
+        """What an arm's main trials would be with its first point (the rate is not chosen yet); none is kept."""
+        if arm.out:
+            return []
+        trials = dict(self.trials)
+        main = [self._trial(arm, phase.name, arm.points[0], "main", s) for s in self.search.seeds]
+        self.trials = trials
+        return main
 
     def _phase_run(self, index: int, carried: list[Arm], own: list[Arm], keep: int) -> PhaseRun:
         name = self.phase_names[index]
