@@ -1,1 +1,60 @@
-"""The experiment fabric: from a job file to a report. Imports `models`; never the other way round."""
+"""One YAML says what to compare; `fabric.sweep` trains every arm and says which differences are real.
+
+Every verb of the command line is one function here; names load at first use, so that `import fabric` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fabric.bench import bench
+    from fabric.doctoring import doctor
+    from fabric.exporting import export, generate
+    from fabric.inspecting import describe_data, get_data, list_parts
+    from fabric.job.document import JobError
+    from fabric.planning.report import plan
+    from fabric.results import results, status
+    from fabric.running import run
+    from fabric.sweeping import sweep
+
+_HOME = {
+    "JobError": "fabric.job.document",
+    "bench": "fabric.bench",
+    "describe_data": "fabric.inspecting",
+    "doctor": "fabric.doctoring",
+    "export": "fabric.exporting",
+    "generate": "fabric.exporting",
+    "get_data": "fabric.inspecting",
+    "list_parts": "fabric.inspecting",
+    "plan": "fabric.planning.report",
+    "results": "fabric.results",
+    "run": "fabric.running",
+    "status": "fabric.results",
+    "sweep": "fabric.sweeping",
+}
+
+__all__ = [
+    "JobError",
+    "bench",
+    "describe_data",
+    "doctor",
+    "export",
+    "generate",
+    "get_data",
+    "list_parts",
+    "plan",
+    "results",
+    "run",
+    "status",
+    "sweep",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fabric' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value

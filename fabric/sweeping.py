@@ -121,7 +121,7 @@ def _inline(job: Job, root: Path, out: str | Path, progress: Progress) -> SweepR
     from fabric.runtime.worker import perform
     from fabric.train.directive import CheckpointAndExit, Continue, Directive, Stop
 
-    study = new_study(job, root, _threads(job), out=out)
+    study = new_study(job, root, worker_threads(job), out=out)
     caches = Caches(out, progress)
     while not isinstance(task := study.next_task(), str):
         caches.ensure(task)
@@ -155,7 +155,7 @@ def _threads(job: Job) -> int:
 
 
 def _with_tune(job: Job, root: Path, out: str | Path, address: str | None, progress: Progress) -> SweepResult:
-    study = new_study(job, root, _threads(job), out=out)
+    study = new_study(job, root, worker_threads(job), out=out)
     if study.finished():
         return _result(study, root, interrupted=False)
     gpus = job.config.resources.gpus_per_worker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Mapping
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -96,8 +97,9 @@ def _model_of(annotation: Any, data: Any) -> type[BaseModel] | None:
 def _line(
     item: Any, path: Path_, model: type[BaseModel] | None, document: Document, prefix: Path_
 ) -> str:
-    where = f"{_place(document, path)}{dotted((*prefix, *path))}"
     kind, value, message = item["type"], item.get("input"), item["msg"]
+    at = (*path, "kind") if kind == "union_tag_invalid" else _blamed(path, value, message)
+    where = f"{_place(document, at)}{dotted((*prefix, *path))}"
     if kind == "extra_forbidden":
         allowed = [f.alias or n for n, f in model.model_fields.items()] if model else []
         return f"{where}: unknown key {path[-1]!r}{_did_you_mean(str(path[-1]), allowed)}{_allowed(allowed)}"
@@ -112,9 +114,20 @@ def _line(
     if kind == "literal_error":
         allowed = [t.strip().strip("'") for t in item["ctx"]["expected"].replace(" or ", ",").split(",")]
         return f"{where} = {value!r}: not allowed{_did_you_mean(str(value), allowed)}{_allowed(allowed)}"
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        return f"{where} = {value!r}: must be a mapping"
     message = message.removeprefix("Value error, ")
     shown = "" if isinstance(value, Mapping | list | BaseModel) or value is None else f" = {value!r}"
     return f"{where}{shown}: {message}"
+
+
+def _blamed(path: Path_, value: Any, message: str) -> Path_:
+    """The field that a message about a whole mapping names first (`n_heads=8 is not …`), for its line."""
+    if isinstance(value, Mapping):
+        for name in re.findall(r"(\w+)=", message):
+            if name in value:
+                return (*path, name)
+    return path
 
 
 def _did_you_mean(given: str, allowed: list[str]) -> str:

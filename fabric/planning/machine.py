@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,15 +78,3 @@ def concurrency(
         raise ValueError(f"no trial fits: {limit}; give each less, or use a larger machine")
     return Concurrency(slots, threads, limit)
 
-
-def numerics_fingerprint(threads: int, device: str) -> dict[str, str | int]:
-    """What bit-equality is promised within: versions, instruction set, threads, device."""
-    import torch
-
-    return {
-        "torch": torch.__version__,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "machine": platform.machine(),
-        "threads": threads,
-        "device": device,
-    }

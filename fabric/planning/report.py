@@ -90,7 +90,6 @@ def plan(
     loaded = load_job(job, scale, overrides)
     root = out_root(loaded, out)
     study = new_study(loaded, root, dry=True, out=out)
-    check_every_phase(study)
     slots = slots_for(study, None)
     store = Store(root)
     rows = [row for phase in study.phases for row in _rows(study, phase)]
@@ -115,26 +114,6 @@ def plan(
         disk_bytes=sum(checkpoint_bytes(t.spec) for t in study.trials.values()),
         detectable=_detectable(study, store),
     )
-
-
-def check_every_phase(study: Study) -> None:
-    """Configure every arm of every phase on the base, so that a mistake in the last phase shows at once.
-
-    A phase with a condition is checked where the base, or an arm of an earlier phase, meets it.
-    """
-    bases = [()]
-    for index, phase in enumerate(study.search.phases):
-        own = arms_of_phase(study.job, index, phase)
-        usable = [b for b in bases if study.applies(phase.when, b)]
-        for arm in own:
-            for base in usable[:MOST_COMBINATIONS]:
-                study.job.configure(base + arm.overrides)
-        bases += [b + arm.overrides for b in usable for arm in own][:MOST_COMBINATIONS]
-    for point in study.points:
-        study.job.configure(point.overrides)
-
-
-MOST_COMBINATIONS = 200
 
 
 def _rows(study: Study, phase: PhaseRun) -> list[PlannedRow]:

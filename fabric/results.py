@@ -1,0 +1,102 @@
+"""`fabric results` and `fabric status`: what a job's folder holds, read from its records alone."""
+
+from __future__ import annotations
+
+import fcntl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fabric.analysis.collect import study_rows
+from fabric.analysis.table import ArmRow, aggregate
+from fabric.store import Store
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's arms, phase by phase, with the decisions that were taken."""
+
+    job: str
+    study: str
+    scale: str | None
+    arms: list[ArmRow]
+    decisions: list[dict[str, Any]]
+
+
+def results(folder: str | Path, *, study: str | None = None) -> Results:
+    """The results of a job's folder (`<out>/<job>`): mean, 95 % interval, n and verdict per arm and phase.
+
+    `study` picks one of several (another scale, another search); the newest otherwise. Raises ValueError when the
+    folder holds no study, or not the one asked for.
+    """
+    store = open_store(folder)
+    chosen = study or store.newest_study()
+    if chosen is None or store.study(chosen, "job") is None:
+        known = ", ".join(store.studies()) or "none"
+        raise ValueError(f"{folder} holds no study{f' {study}' if study else ''} (there: {known})")
+    job = store.study(chosen, "job") or {}
+    rows, baselines, decisions = study_rows(store, chosen)
+    arms = aggregate(rows, baselines, "val_loss")
+    return Results(job["name"], chosen, job.get("scale"), arms, decisions)
+
+
+def open_store(folder: str | Path) -> Store:
+    """The store at a job's folder; ValueError when there is none."""
+    root = Path(folder).expanduser().resolve()
+    if not (root / "trials").is_dir() and not (root / "studies").is_dir():
+        raise ValueError(f"{root} is no job folder: it has neither trials nor studies (give <out>/<job name>)")
+    return Store(root)
+
+
+@dataclass(frozen=True)
+class TrialStatus:
+    """One trial's last word; `state` is *interrupted* where the record says running and no driver lives."""
+
+    id: str
+    state: Literal["new", "running", "interrupted", "finished", "stopped", "failed"]
+    step: int
+    attempts: int
+    reason: str
+    val_loss: float | None
+
+
+def status(folder: str | Path) -> list[TrialStatus]:
+    """The state of every trial in a job's folder. Raises ValueError when it is no job folder."""
+    store = open_store(folder)
+    alive = _driver_alive(store.root)
+    found = []
+    for trial_id in store.trial_ids():
+        record = store.trial(trial_id)
+        last = record.status()
+        n_attempts = len(record.attempt_numbers())
+        if last is None:
+            found.append(TrialStatus(trial_id, "running" if alive and n_attempts else "new", 0, n_attempts, "", None))
+            continue
+        reason = last.reason or {}
+        state: Any = last.state
+        if state == "stopped" and reason.get("kind") in ("interrupted", "paused"):
+            stops = [d for d in record.decisions() if d.get("stop")]
+            state, reason = ("stopped", stops[-1]) if stops else ("interrupted", reason)
+        if state == "running" and not alive:
+            state = "interrupted"
+        loss = (last.final or {}).get("val_loss")
+        found.append(TrialStatus(trial_id, state, last.step, n_attempts, _why(reason), loss))
+    return found
+
+
+def _why(reason: dict[str, Any] | Any) -> str:
+    kind = reason.get("kind", "")
+    if kind == "stopped" and "rung" in reason:
+        return f"rung {reason['rung']} tokens: {reason['value']} against {reason['cutoff']}"
+    details = [f"{k} {v}" for k, v in reason.items() if k in ("step", "why", "message", "error")]
+    return " ".join([str(kind), *map(str, details)]).strip().split("\n")[0]
+
+
+def _driver_alive(root: Path) -> bool:
+    """Whether a sweep holds the folder's lock."""
+    try:
+        with open(root / "driver.lock", "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return (root / "driver.lock").exists()
+    return False

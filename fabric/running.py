@@ -1,0 +1,85 @@
+"""`fabric.run`: one arm, one seed, in this process, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fabric.data import data_key, prepare
+from fabric.job.document import JobError
+from fabric.job.load import Job, load_job
+from fabric.job.units import human_count
+from fabric.planning.expand import Arm, arms_of_phase, arms_of_search, nuisance_points
+from fabric.planning.trial import TrialSpec
+from fabric.store import Store
+from fabric.sweeping import JobSource, cache_root, out_root, worker_threads
+from fabric.train.directive import Continue, Directive
+from models.parts import nearest
+
+
+def run(
+    job: JobSource,
+    *,
+    arm: str | None = None,
+    seed: int = 0,
+    scale: str | None = None,
+    overrides: Iterable[str] = (),
+    out: str | Path = "runs",
+    on_row: Callable[[Mapping[str, Any]], None] = lambda row: None,
+) -> dict[str, Any]:
+    """Train one arm of a job with one seed, inline, and return its final metrics with its `id` and `state`.
+
+    `arm` is an arm's name (of any phase, on the job's base); None is the base itself. The record goes to the same
+    store as a sweep's, so a later sweep takes the trial over. Raises JobError for an unknown arm.
+    """
+    loaded = load_job(job, scale, overrides)
+    configuration = loaded.configure(_arm(loaded, arm).overrides)
+    spec = TrialSpec(
+        model=configuration.model,
+        data=configuration.data,
+        data_key=data_key(configuration.data, cache_root(out)),
+        train=configuration.train,
+        evaluate=configuration.evaluate,
+        seed=seed,
+        threads=worker_threads(loaded),
+        device="cuda" if loaded.config.resources.gpus_per_worker else "cpu",
+    )
+    cache = prepare(spec.data, cache_root(out))
+    record = Store(out_root(loaded, out)).trial(spec.id)
+    record.write_spec(spec.model_dump(mode="json"))
+
+    from fabric.train.loop import run as train
+
+    def report(row: Mapping[str, Any]) -> Directive:
+        on_row(row)
+        return Continue()
+
+    outcome = train(spec, record, cache, report=report)
+    return {"id": spec.id, "state": outcome.state, "reason": outcome.reason, **(outcome.final or {})}
+
+
+def _arm(job: Job, name: str | None) -> Arm:
+    if name is None:
+        return Arm("base")
+    search = job.config.search
+    if search.mode == "phases":
+        arms = [a for i, p in enumerate(search.phases) for a in arms_of_phase(job, i, p)]
+    else:
+        arms = arms_of_search(job)
+    arms += nuisance_points(job)
+    by_name = {a.name: a for a in reversed(arms)}
+    if name not in by_name:
+        close = nearest(name, list(by_name))
+        hint = f"; did you mean {close!r}?" if close else ""
+        raise JobError([f"--arm {name}: no such arm{hint} (allowed: {', '.join(sorted(by_name))})"])
+    return by_name[name]
+
+
+def one_line(row: Mapping[str, Any]) -> str:
+    """A reported row as a line of text."""
+    parts = [f"step {row['step']}", f"{human_count(row['tokens'])} tokens"]
+    for key in ("train_loss", "val_loss"):
+        if row.get(key) is not None:
+            parts.append(f"{key} {row[key]:.4f}")
+    return "  ".join(parts)
