@@ -7,15 +7,36 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
+from typer.core import TyperGroup
+
+STUDY, LOOK, MODEL, MACHINE = "Run a study", "Look", "Use a trained model", "This machine"
+
+
+class Grouped(TyperGroup):
+    """Help with the verbs in groups, in plain text: rich's help costs more than everything else together."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            panel = getattr(command, "rich_help_panel", None)
+            about = command.get_short_help_str(formatter.width - 16)
+            panels.setdefault(panel if isinstance(panel, str) else "Commands", []).append((name, about))
+        for panel, rows in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(rows)
+
 
 app = typer.Typer(
     name="fabric",
+    cls=Grouped,
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 110},
     help="One YAML says what to compare; fabric trains every arm and says which differences are real.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-STUDY, LOOK, MODEL, MACHINE = "Run a study", "Look", "Use a trained model", "This machine"
 
 JobArgument = Annotated[Path, typer.Argument(help="The job file (YAML).", metavar="JOB")]
 Scale = Annotated[Optional[str], typer.Option("--scale", "-s", help="A scale of the job: smoke, laptop, hour, …")]
@@ -247,11 +268,10 @@ def main() -> None:
 
 def _explained(error: Exception) -> int | None:
     """Print an error that is the user's to mend; None for one that is ours."""
-    import click
-
-    if isinstance(error, click.ClickException):
-        error.show()
-        return error.exit_code
+    show = getattr(error, "show", None)  # a usage error of typer's own copy of click
+    if show is not None:
+        show()
+        return int(getattr(error, "exit_code", 2))
     if isinstance(error, (ValueError, OSError)) or type(error).__name__ == "LockedError":
         from pydantic import ValidationError
 

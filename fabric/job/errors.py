@@ -23,10 +23,11 @@ def validate(config_class: type[Any], document: Document, prefix: Path_ = ()) ->
     try:
         return config_class.model_validate(document.data)
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            path, model = _walk(config_class, document.data, item["loc"])
-            lines.append(_line(item, path, model, document, prefix))
+        found = [(item, *_walk(config_class, document.data, item["loc"])) for item in error.errors()]
+        meant = {(*p[:-1], nearest(str(p[-1]), _names(m))) for i, p, m in found if i["type"] == "extra_forbidden"}
+        # A misspelt key is one mistake, not an unknown key and a missing one.
+        found = [(i, p, m) for i, p, m in found if not (i["type"] == "missing" and p in meant)]
+        lines = [_line(item, path, model, document, prefix) for item, path, model in found]
         raise JobError(list(dict.fromkeys(lines))[:MISTAKES_SHOWN]) from None
 
 
@@ -101,7 +102,7 @@ def _line(
     at = (*path, "kind") if kind == "union_tag_invalid" else _blamed(path, value, message)
     where = f"{_place(document, at)}{dotted((*prefix, *path))}"
     if kind == "extra_forbidden":
-        allowed = [f.alias or n for n, f in model.model_fields.items()] if model else []
+        allowed = _names(model)
         return f"{where}: unknown key {path[-1]!r}{_did_you_mean(str(path[-1]), allowed)}{_allowed(allowed)}"
     if kind == "missing":
         return f"{where}: missing; add it"
@@ -119,6 +120,11 @@ def _line(
     message = message.removeprefix("Value error, ")
     shown = "" if isinstance(value, Mapping | list | BaseModel) or value is None else f" = {value!r}"
     return f"{where}{shown}: {message}"
+
+
+def _names(model: type[BaseModel] | None) -> list[str]:
+    """The keys a model takes, as they are written in a job."""
+    return [f.alias or n for n, f in model.model_fields.items()] if model else []
 
 
 def _blamed(path: Path_, value: Any, message: str) -> Path_:

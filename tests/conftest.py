@@ -1,0 +1,28 @@
+"""One Ray for the whole run, and settings every test shares."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """The run's one Ray instance, started as `fabric.sweep` starts its own."""
+    from fabric.runtime.connect import cluster
+
+    with cluster(None, n_cpus=2):
+        yield
