@@ -1,0 +1,76 @@
+"""The configuration of a language model: what `build` needs to know, checked before anything is built."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from models.ffns.base import FFNConfig
+from models.mixers.base import MixerConfig
+from models.norms import NormConfig
+from models.parts import Config, union_of
+
+__all__ = ["FFNConfig", "InitConfig", "MixerConfig", "ModelConfig", "NormConfig", "NormPlacement", "warnings"]
+
+# A pydantic union at run time; for the type checker, its base class.
+if TYPE_CHECKING:
+    AnyMixer = MixerConfig
+    AnyFFN = FFNConfig
+else:
+    AnyMixer = union_of("models.mixers", MixerConfig)
+    AnyFFN = union_of("models.ffns", FFNConfig)
+
+NormPlacement = Literal["pre", "post", "sandwich", "postln"]
+
+
+class InitConfig(Config):
+    """Initial values: matrices and embeddings normal(0, std), norm weights 1, biases 0.
+
+    `std` None: 1/sqrt(d_model) (SmolLM2). `depth_scaled`: the two projections that write to the residual stream get
+    std / sqrt(2 n_layers) (GPT-2). Each parameter is drawn by a generator keyed (seed, parameter name).
+    """
+
+    std: float | None = Field(default=0.02, gt=0)
+    depth_scaled: bool = False
+
+
+class ModelConfig(Config):
+    """A decoder: token embedding, `n_layers` blocks of mixer and feed-forward layer, final norm, output head.
+
+    `norm_placement`, with F the mixer or feed-forward layer and N a norm:
+    "pre" x + F(N(x)); "post" x + N(F(x)) (OLMo 2, arXiv 2501.00656); "sandwich" x + N(F(N(x))) (arXiv 2105.13290);
+    "postln" N(x + F(x)) (arXiv 1706.03762; the only one without a final norm).
+    """
+
+    vocab_size: int = Field(gt=0)
+    d_model: int = Field(gt=0)
+    n_layers: int = Field(gt=0)
+    max_seq_len: int = Field(default=2048, gt=0)
+    mixer: AnyMixer
+    ffn: AnyFFN
+    norm: NormConfig = NormConfig()
+    norm_placement: NormPlacement = "pre"
+    tie_embeddings: bool = True
+    init: InitConfig = InitConfig()
+    causal: bool = True
+
+    @model_validator(mode="after")
+    def _mixer_fits_width(self) -> ModelConfig:
+        self.mixer.check(self.d_model)
+        return self
+
+    def replace(self, **changes: Any) -> ModelConfig:
+        """A validated copy with fields changed; a dict for `mixer` or `ffn` replaces that part whole."""
+        return ModelConfig.model_validate({**self.model_dump(), **changes})
+
+
+def warnings(config: ModelConfig, seq_len: int) -> list[str]:
+    """What a configuration says that has no effect on texts of `seq_len` tokens; one sentence each."""
+    window = config.mixer.window
+    if window is not None and window >= seq_len:
+        return [
+            f"mixer.window={window} has no effect: texts have {seq_len} tokens, so every earlier token is visible; "
+            f"use a window below {seq_len} or longer texts"
+        ]
+    return []

@@ -1,0 +1,77 @@
+"""Costs of a model in closed form, without building it: parameters, FLOPs, state, activation memory."""
+
+from __future__ import annotations
+
+from models.config import ModelConfig
+from models.residual import norms_per_sublayer
+
+TOKEN_ID_BYTES = 8
+
+
+def n_params(config: ModelConfig) -> int:
+    """Parameters, each once: a tied output matrix is the embedding."""
+    D = config.d_model
+    layer = config.mixer.n_params(D) + config.ffn.n_params(D)
+    layer += 2 * norms_per_sublayer(config.norm_placement) * config.norm.n_params(D)
+    embeddings = config.vocab_size * D * (1 if config.tie_embeddings else 2)
+    final = 0 if config.norm_placement == "postln" else config.norm.n_params(D)
+    return embeddings + config.n_layers * layer + final
+
+
+def flops_per_token(config: ModelConfig, seq_len: int) -> float:
+    """Forward FLOPs per token of matrix products, averaged over a text of `seq_len` tokens; a training step is 3×.
+
+    A multiply-add is 2; attention counts visible pairs only; norms, activations and the softmax are left out.
+    """
+    D = config.d_model
+    layer = config.mixer.flops_per_token(D, seq_len) + config.ffn.flops_per_token(D)
+    return config.n_layers * layer + 2 * D * config.vocab_size
+
+
+def state_bytes(config: ModelConfig, seq_len: int, dtype_bytes: int = 2) -> int:
+    """Bytes all layers remember of one text of `seq_len` tokens while decoding (the key/value cache)."""
+    return config.n_layers * config.mixer.state_bytes(config.d_model, seq_len, dtype_bytes)
+
+
+def saved_bytes(config: ModelConfig, batch: int, seq_len: int, dtype_bytes: int = 4) -> int:
+    """Bytes autograd keeps between forward and backward, from the ids to the final hidden states (these included).
+
+    Parameters and position tables are not counted. Holds for one dtype throughout (no autocast).
+    """
+    D, norm = config.d_model, config.norm.saved_statistics()
+    # Each sublayer keeps the input of its products and of its norms, and the norms' statistics.
+    n_norms = norms_per_sublayer(config.norm_placement)
+    sublayer = (1 + n_norms) * D + n_norms * norm
+    layer = 2 * sublayer + config.mixer.saved_elements(D) + config.ffn.saved_elements(D)
+    final = 0 if config.norm_placement == "postln" else D + norm
+    per_token = (config.n_layers * layer + final + D) * dtype_bytes + TOKEN_ID_BYTES
+    window = config.mixer.window
+    mask = seq_len**2 * dtype_bytes if window is not None and window < seq_len else 0
+    return batch * seq_len * per_token + mask
+
+
+def transient_bytes(
+    config: ModelConfig, batch: int, seq_len: int, dtype_bytes: int = 4, head_rows: int | None = None
+) -> int:
+    """Bytes alive at the peak of a training step beside the saved ones, the parameters and their gradients.
+
+    The larger of: the loss over `head_rows` positions at once (default: all) with logits, log-probabilities and the
+    gradients of both; the backward of one feed-forward layer, with the gradients of its hidden activations and of the
+    residual stream.
+    """
+    rows = batch * seq_len
+    head = 4 * min(rows, head_rows or rows) * config.vocab_size
+    block = rows * (3 * config.ffn.d_ff + 2 * config.d_model)
+    return max(head, block) * dtype_bytes
+
+
+def activation_bytes(
+    config: ModelConfig, batch: int, seq_len: int, dtype_bytes: int = 4, head_rows: int | None = None
+) -> int:
+    """Peak bytes of a training step beside parameters, their gradients and the optimizer's state.
+
+    What autograd keeps plus the largest transient; `head_rows` as in `transient_bytes`.
+    """
+    return saved_bytes(config, batch, seq_len, dtype_bytes) + transient_bytes(
+        config, batch, seq_len, dtype_bytes, head_rows
+    )

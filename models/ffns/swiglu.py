@@ -1,0 +1,41 @@
+"""Gated feed-forward layer with SiLU."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.ffns.base import FFNConfig
+
+
+class SwiGLUConfig(FFNConfig):
+    """SwiGLU: down(silu(gate(x)) * up(x)), no biases (arXiv 2002.05202 eq. 6)."""
+
+    kind: Literal["swiglu"]
+
+    def build(self, d_model: int) -> nn.Module:
+        return SwiGLU(d_model, self.d_ff)
+
+    def n_params(self, d_model: int) -> int:
+        return 3 * d_model * self.d_ff
+
+    def flops_per_token(self, d_model: int) -> float:
+        return 2 * self.n_params(d_model)
+
+    def saved_elements(self, d_model: int) -> int:
+        return 4 * self.d_ff  # gate, silu(gate), up, their product
+
+
+class SwiGLU(nn.Module):
+    """forward(x_BTD) -> y_BTD."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(d_model, d_ff, bias=False)
+        self.up = nn.Linear(d_model, d_ff, bias=False)
+        self.down = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))

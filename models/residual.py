@@ -1,0 +1,45 @@
+"""The residual block: where the norms stand around the mixer and the feed-forward layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from models.mixers.base import Step
+
+if TYPE_CHECKING:
+    from models.cache import LayerState
+    from models.config import ModelConfig
+
+
+def norms_per_sublayer(placement: str) -> int:
+    """Norms around one mixer or feed-forward layer."""
+    return 2 if placement == "sandwich" else 1
+
+
+class Block(nn.Module):
+    """One layer: forward(x_BTD, step, state) -> x_BTD. Every block has a mixer of its own."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        placement, D = config.norm_placement, config.d_model
+        self.normed_sum = placement == "postln"
+        self.mixer = config.mixer.build(D, config.norm)
+        self.ffn = config.ffn.build(D)
+        before, after = placement in ("pre", "sandwich"), placement != "pre"
+        self.mixer_norm_in = config.norm.build(D) if before else None
+        self.mixer_norm_out = config.norm.build(D) if after else None
+        self.ffn_norm_in = config.norm.build(D) if before else None
+        self.ffn_norm_out = config.norm.build(D) if after else None
+
+    def forward(self, x_BTD: Tensor, step: Step, state: LayerState | None = None) -> Tensor:
+        h = x_BTD if self.mixer_norm_in is None else self.mixer_norm_in(x_BTD)
+        x_BTD = self._add(x_BTD, self.mixer(h, step, state), self.mixer_norm_out)
+        h = x_BTD if self.ffn_norm_in is None else self.ffn_norm_in(x_BTD)
+        return self._add(x_BTD, self.ffn(h), self.ffn_norm_out)
+
+    def _add(self, x_BTD: Tensor, y_BTD: Tensor, norm: nn.Module | None) -> Tensor:
+        if norm is None:
+            return x_BTD + y_BTD
+        return norm(x_BTD + y_BTD) if self.normed_sum else x_BTD + norm(y_BTD)
