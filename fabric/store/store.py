@@ -187,7 +187,7 @@ class TrialRecord:
         """The status that counts: a finished attempt's if there is one, else the newest attempt's."""
         statuses = [s for n in self.attempt_numbers() if (s := self._status_of(n))]
         finished = [s for s in statuses if s.state == FINISHED]
-        return (finished or statuses or [None])[-1]
+        return next(reversed(finished or statuses), None)
 
     def _status_of(self, attempt: int) -> Status | None:
         body = self._json(f"{self.prefix}/attempts/{attempt}/status.json")
@@ -229,13 +229,13 @@ class TrialRecord:
         return None
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The trial's rows in order of step: each attempt's rows replace earlier ones from its start on."""
+        """The trial's rows in order of step, one a step: an attempt's rows replace earlier ones from its start on."""
         rows: list[dict[str, Any]] = []
         for number in self.attempt_numbers():
             mine = self._rows_of(number)
             if mine:
                 start = (self.provenance(number) or {}).get("resumed_step") or 0
-                rows = [r for r in rows if r["step"] <= start] + mine
+                rows = [r for r in rows if r["step"] <= start and r["step"] != mine[0]["step"]] + mine
         return rows
 
     def _rows_of(self, attempt: int) -> list[dict[str, Any]]:

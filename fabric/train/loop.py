@@ -6,38 +6,29 @@ numbers of an undisturbed run, bit for bit (within one numerics fingerprint).
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import json
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-import models
-from fabric.data import Batches
 from fabric.evaluate import lm
-from fabric.store import FAILED, FINISHED, RUNNING, STOPPED, Status, dump_json
-from fabric.train import meters, process
+from fabric.store import FAILED, FINISHED, RUNNING, STOPPED, dump_json
+from fabric.train import process
 from fabric.train.calendar import calendar
-from fabric.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from fabric.train.checkpoint import newest_checkpoint, save_checkpoint
 from fabric.train.directive import CheckpointAndExit, Continue, Directive, Outcome, Report, Stop, keep_going
-from fabric.train.memory import OutOfMemory, PeakMemory, is_out_of_memory
+from fabric.train.engine import Engine
+from fabric.train.memory import is_out_of_memory
 from fabric.train.recorder import Recorder
-from fabric.train.state import LoopState
-from fabric.train.step import Stepper
-from fabric.train.stopping import Divergence
 
 if TYPE_CHECKING:
     from fabric.data import TokenCache
     from fabric.plan.trial import TrialSpec
-    from fabric.store import Attempt, Checkpoint, TrialRecord
-
-T = TypeVar("T")
-# A loss scale halved this often in a row (65536 to 2**-24) meets gradients that are not finite at any scale.
-MAX_CONSECUTIVE_SKIPS = 40
+    from fabric.store import Attempt, Status, TrialRecord
 
 
 def run(
@@ -72,19 +63,29 @@ def run(
     attempt = record.new_attempt({**who, "resumed_step": resumed[0], "resumed_attempt": resumed[1]})
     training: _Training | None = None
     try:
-        training = _Training(trial, attempt, cache, report, rung_tokens, clock)
-        training.begin(newest, before, micro_batch_size)
-        del newest
         with _no_collection():
+            training = _Training(trial, attempt, cache, report, rung_tokens, clock)
+            if newest is not None:
+                training.resume(newest[1], before)
+                newest = None  # its bytes are as large as the model and the optimizer
+            training.begin(micro_batch_size)
             return training.train()
     except BaseException as error:
         _write_end(attempt, training, error)
         raise
 
 
+# Extension modules count what is still frozen when the interpreter ends as leaked, and say so on stderr.
+atexit.register(gc.unfreeze)
+
+
 @contextlib.contextmanager
-def _no_collection() -> Any:
-    """No garbage collection in mid-step (heartbeats collect); what is alive already is not looked at again."""
+def _no_collection() -> Iterator[None]:
+    """No garbage collection in mid-step: heartbeats collect.
+
+    What is alive now, mostly modules, is never looked at again (it takes 0.2 s each time); it stays frozen for the
+    process's next trials and until it ends. The trial's own objects are built afterwards and stay collectable.
+    """
     was_enabled = gc.isenabled()
     gc.collect()
     gc.freeze()
@@ -92,7 +93,6 @@ def _no_collection() -> Any:
     try:
         yield
     finally:
-        gc.unfreeze()
         if was_enabled:
             gc.enable()
 
@@ -101,7 +101,7 @@ def _write_end(attempt: Attempt, training: _Training | None, error: BaseExceptio
     """Say in the status how an exception ended the attempt; out of the last report, all is on disk already."""
     if training is not None and training.finished:
         return
-    step = training.state.step if training else 0
+    step = training.engine.state.step if training else 0
     if isinstance(error, SystemExit | KeyboardInterrupt):
         state, reason = STOPPED, {"kind": "interrupted", "by": type(error).__name__}
     else:
@@ -116,7 +116,7 @@ def _write_end(attempt: Attempt, training: _Training | None, error: BaseExceptio
 
 
 class _Training:
-    """One attempt at a trial: the model, what drives it, and what it has come to."""
+    """One attempt at a trial: the engine, when it is looked at, and what is written down."""
 
     def __init__(
         self,
@@ -129,83 +129,50 @@ class _Training:
     ) -> None:
         self.trial, self.config, self.cache, self.report = trial, trial.train, cache, report
         self.attempt, self.recorder = attempt, Recorder(attempt, trial.train.checkpoint, clock)
-        self.seq_len = trial.data.seq_len
-        self.tokens_per_step = self.config.batch_size * self.seq_len
-        self.n_params = models.n_params(trial.model)
-        self.flops_per_token = 3 * models.flops_per_token(trial.model, self.seq_len)
-        self.n_steps = self.config.n_steps(self.seq_len, self.n_params)
-        self.calendar = calendar(self.n_steps, self.tokens_per_step, trial.evaluate, rung_tokens)
-        self.batches = Batches(cache, "train", self.seq_len, self.config.batch_size, trial.seed)
-        self.state = LoopState.fresh(self.config)
-        self.divergence = Divergence(self.config.divergence, self.state.history.loss)
-        self.peak_memory = PeakMemory(trial.device)
-        self.model = models.build(trial.model, trial.seed, trial.device)
-        optimizer = self.config.optimizer.build(self.model)
-        self.stepper = Stepper(self.model, optimizer, self.config, trial.device)
-        # Reading a loss waits for the device: every step where that costs nothing, else when it is needed.
-        self.read_every = 1 if trial.device == "cpu" else self.config.log_every_steps
-        self.unread: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.unread_since = 0.0
-        self.steps_read = 0
-        self.diverged: dict[str, Any] | None = None
-        self.new_events: list[dict[str, Any]] = []
+        self.engine = Engine(trial, cache)
+        self.n_steps = self.engine.n_steps
+        self.calendar = calendar(self.n_steps, self.engine.tokens_per_step, trial.evaluate, rung_tokens)
         self.redeliver: dict[str, Any] | None = None
         self.finished = False
 
-    # ---- begin and resume
+    def resume(self, files: Mapping[str, bytes], before: Status | None) -> None:
+        """Take over a checkpoint; `before` is the status its process left."""
+        self.engine.restore(files)
+        step = self.engine.state.step
+        self.recorder.saved_step = step
+        died = before is not None and before.state == RUNNING
+        if died and self.calendar.evaluated(step):
+            rows = [r for r in self.attempt.record.metrics() if r["step"] == step and "val_loss" in r]
+            self.redeliver = rows[-1] if rows else None
 
-    def begin(
-        self,
-        newest: tuple[Checkpoint, Mapping[str, bytes]] | None,
-        before: Status | None,
-        micro_batch_size: int | None,
-    ) -> None:
-        """Take over the newest checkpoint, if there is one, and write the first heartbeat."""
-        state = self.state
-        if newest is not None:
-            saved = load_checkpoint(newest[1], self.model, self.stepper.optimizer)
-            state.restore(saved["loop"])
-            if self.stepper.scaler is not None:
-                self.stepper.scaler.load_state_dict(saved["scaler"])
-            process.set_rng_state(saved["rng"])
-            self.divergence = Divergence(self.config.divergence, state.history.loss)
-            self.recorder.saved_step = state.step
-            if before is not None and before.state == RUNNING and self.calendar.evaluated(state.step):
-                self.redeliver = self._row_on_disk(state.step)
+    def begin(self, micro_batch_size: int | None) -> None:
+        """Apply the caller's micro-batch and write the first heartbeat."""
         if micro_batch_size is not None:
-            if not 1 <= micro_batch_size <= self.config.batch_size:
-                raise ValueError(
-                    f"micro_batch_size={micro_batch_size} is not between 1 and batch_size={self.config.batch_size}"
-                )
-            self._resize(micro_batch_size, "asked for by the caller")
-        self.recorder.beat(state.step)
-
-    def _row_on_disk(self, step: int) -> dict[str, Any] | None:
-        rows = [r for r in self.attempt.record.metrics() if r["step"] == step and "val_loss" in r]
-        return rows[-1] if rows else None
-
-    # ---- the loop
+            self.engine.resize(micro_batch_size, "asked for by the caller")
+        self.recorder.beat(self.engine.state.step)
 
     def train(self) -> Outcome:
         """From where the state is to the end."""
-        if self.state.early_stop.exhausted:  # died between its last checkpoint and its last word
+        state = self.engine.state
+        if state.early_stop.exhausted:  # the process died between the last checkpoint and the last word
             return self._finish(self._converged())
         outcome = None
-        if self.redeliver is not None and self.state.step < self.n_steps:
+        if self.redeliver is not None and state.step < self.n_steps:
             outcome = self._obey(self.report(dict(self.redeliver)), self.redeliver)
-        while outcome is None and self.state.step < self.n_steps:
+        while outcome is None and state.step < self.n_steps:
             outcome = self._next()
         return outcome or self._finish({"kind": "completed"})
 
     def _next(self) -> Outcome | None:
-        self._step()
-        step = self.state.step
+        engine = self.engine
+        engine.step()
+        step = engine.state.step
         evaluated = self.calendar.evaluated(step)
         logged = step % self.config.log_every_steps == 0
-        if evaluated or logged or len(self.unread) >= self.read_every:
-            self._read()
-        if self.diverged is not None:
-            return self._finish(self.diverged)
+        if evaluated or logged:
+            engine.read()
+        if engine.diverged is not None:
+            return self._finish(engine.diverged)
         if step == self.n_steps:
             return None
         if evaluated:
@@ -213,106 +180,43 @@ class _Training:
             if outcome is not None:
                 return outcome
         elif logged:
-            self.recorder.add(self._row())
+            self.recorder.add(engine.row())
+        self._keep_up(step)
+        return None
+
+    def _keep_up(self, step: int) -> None:
         checkpoint, beat = self.recorder.due(step)
         if checkpoint:
             self._checkpoint()
         if beat:
             self.recorder.beat(step)
             gc.collect()
-        return None
 
-    def _step(self) -> None:
-        """One optimizer step; its loss and gradient norm are left to be read."""
-        state = self.state
-        began = time.perf_counter()
-        if not self.unread:
-            self.unread_since = began
-        rows_BT1 = torch.from_numpy(self.batches.batch(state.step))
-        if self.trial.device != "cpu":
-            rows_BT1 = rows_BT1.pin_memory().to(self.trial.device, non_blocking=True)
-        state.data_seconds += time.perf_counter() - began
-        loss = self._fitting(lambda micro: self.stepper.gradients(rows_BT1, micro))
-        norm = self.stepper.update(self.config.schedule.multiplier(state.step, self.n_steps))
-        state.step += 1
-        self.unread.append((loss, norm))
-
-    def _read(self) -> None:
-        """Bring unread losses and norms to the host, into the history, and judge them in order."""
-        if not self.unread:
+    def _checkpoint(self) -> None:
+        """Rows, then the state they lead up to, unless it is on disk already or has diverged."""
+        engine = self.engine
+        engine.read()
+        step = engine.state.step
+        if self.recorder.saved_step == step or engine.diverged is not None:
             return
-        values = [(float(loss), float(norm)) for loss, norm in self.unread]
-        seconds = (time.perf_counter() - self.unread_since) / len(values)
-        first = self.state.step - len(values) + 1
-        self.unread.clear()
-        for step, (loss, norm) in enumerate(values, first):
-            self.steps_read += 1
-            counted = seconds if self.steps_read > meters.WARMUP_STEPS else float("nan")
-            self.state.history.append(loss, norm, counted)
-            self.state.seconds += seconds
-            why = self._judge(loss, norm)
-            if why is not None and self.diverged is None:
-                self.diverged = {"kind": "diverged", "step": step, "why": why}
+        self.recorder.flush()
+        keep = self.config.checkpoint.keep_last
+        save_checkpoint(self.attempt, step, engine.model, engine.stepper.optimizer, engine.saved(), keep)
+        self.recorder.saved(step)
 
-    def _judge(self, loss: float, norm: float) -> str | None:
-        state = self.state
-        if self.stepper.scaler is None:
-            return self.divergence.see(loss, norm)
-        overflowed = norm != norm or norm in (float("inf"), float("-inf"))
-        state.skipped_steps += overflowed
-        state.consecutive_skips = state.consecutive_skips + 1 if overflowed else 0
-        if state.consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
-            return f"fp16 gradients overflowed {state.consecutive_skips} times in a row, at ever smaller loss scales"
-        return self.divergence.see(loss, None)
-
-    # ---- memory
-
-    def _fitting(self, work: Callable[[int], T]) -> T:
-        """`work(micro_batch_size)`, with the size halved as often as it takes to fit in memory."""
-        while True:
-            try:
-                return work(self.state.micro_batch_size)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                message = str(error).strip().split("\n")[0][:200]
-            # Outside the handler: the failed step's frames, and the tensors they hold, are gone.
-            self._halve(message)
-
-    def _halve(self, message: str) -> None:
-        size = self.state.micro_batch_size
-        if size == 1:
-            raise OutOfMemory(
-                f"out of memory at step {self.state.step + 1} with a micro-batch of one sequence of {self.seq_len} "
-                f"tokens ({message}); use a smaller model, a shorter data.seq_len, or a machine with more memory"
-            )
-        self.stepper.forget()
-        gc.collect()
-        if self.trial.device == "cuda":
-            torch.cuda.empty_cache()
-        self._resize(size // 2, message)
-
-    def _resize(self, micro_batch_size: int, why: str) -> None:
-        old, self.state.micro_batch_size = self.state.micro_batch_size, micro_batch_size
-        if old != micro_batch_size:
-            step = self.state.step + 1
-            event = {"kind": "micro_batch", "step": step, "from": old, "to": micro_batch_size, "why": why}
-            self.state.events.append(event)
-            self.new_events.append(event)
-
-    # ---- evaluation, reports, end
+    # ---- evaluations, reports, end
 
     def _evaluate(self) -> Outcome | None:
-        step = self.state.step
+        step = self.engine.state.step
         with process.rng_kept():
-            score = self._fitting(self._score)
+            score = self.engine.fitting(self._score)
         row = {
-            **self._row(),
+            **self.engine.row(),
             "val_loss": score.loss,
             "val_perplexity": score.perplexity,
             "val_bits_per_byte": score.bits_per_byte,
         }
-        if step in self.calendar.scheduled and self.state.early_stop.see(score.loss):
+        if step in self.calendar.scheduled and self.engine.state.early_stop.see(score.loss):
             return self._finish(self._converged())
         self.recorder.add(row)
         if step in self.calendar.rungs:
@@ -322,17 +226,17 @@ class _Training:
 
     def _score(self, batch_size: int) -> lm.LMScore:
         return lm.score(
-            self.model,
+            self.engine.model,
             self.cache,
             "validation",
-            self.seq_len,
+            self.engine.seq_len,
             self.trial.evaluate.val_tokens,
             batch_size,
             self.config.precision,
         )
 
     def _obey(self, directive: Directive, row: Mapping[str, Any]) -> Outcome | None:
-        step = self.state.step
+        step = self.engine.state.step
         if isinstance(directive, Continue):
             return None
         if isinstance(directive, Stop):
@@ -341,27 +245,31 @@ class _Training:
             self._checkpoint()
             reason = {"kind": "paused"}
         else:
-            raise TypeError(f"report returned {directive!r}; allowed: Continue, Stop(reason), CheckpointAndExit")
+            raise TypeError(
+                f"report returned {directive!r}; allowed: Continue, Stop(reason), CheckpointAndExit"
+            )
         self.recorder.end(STOPPED, step, reason, row)
         return Outcome(STOPPED, reason, step, row)
 
     def _converged(self) -> dict[str, Any]:
-        return {"kind": "converged", "step": self.state.step, **self.state.early_stop.state()}
+        state = self.engine.state
+        return {"kind": "converged", "step": state.step, "best": state.early_stop.best}
 
     def _finish(self, reason: dict[str, Any]) -> Outcome:
         """Final evaluation, checkpoint and status, all on disk; then the last report."""
-        step, row = self.state.step, {**self._row(), "val_loss": None}
+        step = self.engine.state.step
+        row = {**self.engine.row(), "val_loss": None}
         if reason["kind"] != "diverged":
             with process.rng_kept():
-                metrics, samples = self._fitting(self._final_metrics)
-            row.update(metrics)
+                metrics, samples = self.engine.fitting(self._final_metrics)
+            row |= metrics
             self.attempt.write_json("samples", samples)
-        row.update(self._figures())
-        final = json.loads(dump_json(row))  # what a later call will find: NaN is None, with a flag
+        row |= self.engine.figures()
+        row["events"] = self.engine.state.events
         self.recorder.add(row)
-        if reason["kind"] != "diverged":
-            self._checkpoint()
-        self.recorder.end(FINISHED, step, reason, {**final, "events": self.state.events})
+        self._checkpoint()
+        final = json.loads(dump_json(row))  # what a later call will find: NaN is None, with a flag
+        self.recorder.end(FINISHED, step, reason, final)
         self.finished = True
         self.report(dict(final))
         return Outcome(FINISHED, reason, step, final)
@@ -370,10 +278,10 @@ class _Training:
         from fabric.evaluate.final import final_metrics
 
         return final_metrics(
-            self.model,
+            self.engine.model,
             self.cache,
             self.trial.evaluate,
-            seq_len=self.seq_len,
+            seq_len=self.engine.seq_len,
             batch_size=batch_size,
             seed=self.trial.seed,
             precision=self.config.precision,

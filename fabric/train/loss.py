@@ -36,7 +36,7 @@ def sum_nll_in_chunks(
 
     Both gradients are computed in the forward pass, chunk by chunk, so that no chunk is computed twice.
     """
-    result: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk_elements)  # type: ignore[no-untyped-call]
+    result: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk_elements)
     return result
 
 

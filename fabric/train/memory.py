@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import gc
 
 import torch
 
@@ -38,11 +38,8 @@ class PeakMemory:
 
 
 def _clear_high_water_mark() -> bool:
-    gc.collect()
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # not glibc: nothing to give back
         ctypes.CDLL(None).malloc_trim(0)  # pages an earlier trial freed are not this one's
-    except (OSError, AttributeError):
-        pass  # not glibc: nothing to give back
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")

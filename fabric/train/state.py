@@ -23,7 +23,6 @@ class LoopState:
     skipped_steps: int = 0
     consecutive_skips: int = 0
     peak_memory_bytes: int = 0
-    val_loss: float | None = None
     events: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
@@ -38,7 +37,6 @@ class LoopState:
         "skipped_steps",
         "consecutive_skips",
         "peak_memory_bytes",
-        "val_loss",
         "events",
     )
 

@@ -35,7 +35,6 @@ class Stepper:
         self._sum_nll = torch.compile(loss.sum_nll) if train.compile else loss.sum_nll
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._peaks = [group["lr"] for group in optimizer.param_groups]
-        self.lr = 0.0
 
     def gradients(self, rows_BT1: Tensor, micro_batch_size: int) -> Tensor:
         """Accumulate the gradients of the batch's mean loss; returns that loss, an fp32 scalar (nats/token)."""
@@ -57,7 +56,6 @@ class Stepper:
         """
         for group, peak in zip(self.optimizer.param_groups, self._peaks):
             group["lr"] = peak * multiplier
-        self.lr = self._peaks[0] * multiplier
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         norm = self._clip()

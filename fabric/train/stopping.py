@@ -15,10 +15,10 @@ class Divergence:
     def __init__(self, config: DivergenceConfig, losses: Sequence[float]) -> None:
         """`losses` are those of the steps before (after a resume), the first one included."""
         self._limit = config.above_initial_steps
-        self._first: float | None = None
+        self._first: float | None = losses[0] if losses else None
         self._above = 0
-        for loss in losses:
-            self.see(loss, 0.0)
+        for loss in losses[-self._limit :]:
+            self.see(loss, None)
 
     def see(self, loss: float, grad_norm: float | None) -> str | None:
         """Take one step's figures; says what is wrong, or None. A `grad_norm` of None was not used."""
@@ -50,7 +50,12 @@ class EarlyStop:
             self.best, self.without = value, 0
         else:
             self.without += 1
-        return self.without >= self.config.patience
+        return self.exhausted
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience is at its end."""
+        return self.config is not None and self.without >= self.config.patience
 
     def state(self) -> dict[str, Any]:
         return {"best": self.best, "without": self.without}
