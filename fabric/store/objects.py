@@ -78,7 +78,8 @@ class LocalObjects:
         if not base.is_dir():
             return []
         found = []
-        for folder, _, names in os.walk(base):
+        for folder, folders, names in os.walk(base):
+            folders[:] = [f for f in folders if not f.endswith(".tmp")]  # a deletion that was cut short
             found += [
                 os.path.relpath(os.path.join(folder, name), self.root)
                 for name in names

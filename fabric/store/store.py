@@ -107,17 +107,30 @@ class Attempt:
         }
         self.record.objects.put(f"{self.prefix}/status.json", dump_json(body, indent=1))
 
+    def write_json(self, name: str, value: Any) -> None:
+        """Keep something else of the attempt (its samples) as `<name>.json`."""
+        self.record.objects.put(f"{self.prefix}/{name}.json", dump_json(value, indent=1))
+
     def save_checkpoint(
-        self, step: int, files: Mapping[str, bytes], meta: Mapping[str, Any], keep_last: int
+        self,
+        step: int,
+        files: Mapping[str, bytes] | Iterable[tuple[str, bytes]],
+        meta: Mapping[str, Any],
+        keep_last: int,
     ) -> None:
-        """Write the files, then the manifest that makes them a checkpoint; then drop all but `keep_last`."""
+        """Write the files, then the manifest that makes them a checkpoint; then drop all but `keep_last`.
+
+        Files from a generator are in memory one at a time.
+        """
         prefix = f"{self.prefix}/checkpoints/{step:010d}"
-        for name, data in files.items():
+        hashes = {}
+        for name, data in files.items() if isinstance(files, Mapping) else files:
             self.record.objects.put(f"{prefix}/{name}", data)
+            hashes[name] = hashlib.sha256(data).hexdigest()
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "step": step,
-            "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+            "files": hashes,
             "meta": dict(meta),
         }
         self.record.objects.put(f"{prefix}/manifest.json", dump_json(manifest, indent=1))
@@ -166,11 +179,15 @@ class TrialRecord:
     def provenance(self, attempt: int) -> dict[str, Any] | None:
         return self._json(f"{self.prefix}/attempts/{attempt}/provenance.json")
 
+    def attempt_json(self, attempt: int, name: str) -> Any:
+        """What `Attempt.write_json` kept under that name, or None."""
+        return self._json(f"{self.prefix}/attempts/{attempt}/{name}.json")
+
     def status(self) -> Status | None:
         """The status that counts: a finished attempt's if there is one, else the newest attempt's."""
         statuses = [s for n in self.attempt_numbers() if (s := self._status_of(n))]
         finished = [s for s in statuses if s.state == FINISHED]
-        return (finished or statuses or [None])[-1]
+        return next(reversed(finished or statuses), None)
 
     def _status_of(self, attempt: int) -> Status | None:
         body = self._json(f"{self.prefix}/attempts/{attempt}/status.json")
@@ -187,7 +204,7 @@ class TrialRecord:
             if not key.endswith("/manifest.json"):
                 continue
             body = self._json(key)
-            if isinstance(body, dict):
+            if isinstance(body, dict) and {"step", "files", "meta"} <= body.keys():
                 attempt = int(key.split("/attempts/")[1].split("/")[0])
                 prefix = key.rsplit("/", 1)[0]
                 found.append(Checkpoint(attempt, body["step"], prefix, body["files"], body["meta"]))
@@ -212,18 +229,18 @@ class TrialRecord:
         return None
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The trial's rows in order of step: each attempt's rows replace earlier ones from its start on."""
+        """The trial's rows in order of step, one a step: an attempt's rows replace earlier ones from its start on."""
         rows: list[dict[str, Any]] = []
         for number in self.attempt_numbers():
             mine = self._rows_of(number)
             if mine:
                 start = (self.provenance(number) or {}).get("resumed_step") or 0
-                rows = [r for r in rows if r["step"] <= start] + mine
+                rows = [r for r in rows if r["step"] <= start and r["step"] != mine[0]["step"]] + mine
         return rows
 
     def _rows_of(self, attempt: int) -> list[dict[str, Any]]:
         rows = []
-        for key in self.objects.list(f"{self.prefix}/attempts/{attempt}"):
+        for key in self.objects.list(f"{self.prefix}/attempts/{attempt}/"):
             if "/metrics-" in key:
                 for line in (self.objects.get(key) or b"").split(b"\n"):
                     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -16,6 +17,10 @@ class OptimizerConfig(Part):
     STATE_BYTES_PER_PARAM: ClassVar[float]
     lr: Real = Field(gt=0)
 
+    @abstractmethod
+    def build(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of a model's parameters, its groups' rates at the peak."""
+
 
 class ScheduleConfig(Part):
     """Base of the files in `fabric/train/schedules/`.
@@ -28,12 +33,14 @@ class ScheduleConfig(Part):
     def warmup_steps(self, n_steps: int) -> int:
         return round(self.warmup * n_steps) if self.warmup < 1 else int(self.warmup)
 
+    @abstractmethod
     def multiplier(self, step: int, n_steps: int) -> float:
         """The factor on the peak rate for the update of `step` (0-based) of `n_steps`."""
-        raise AssertionError("a schedule defines its own multiplier")
 
 
 if TYPE_CHECKING:
+    import torch
+
     Optimizer = OptimizerConfig
     Schedule = ScheduleConfig
 else:

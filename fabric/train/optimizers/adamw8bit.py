@@ -30,6 +30,6 @@ class AdamW8bit(OptimizerConfig):
         from fabric.train.optimizers import decay_groups
 
         groups = decay_groups(model, self.weight_decay)
-        return bitsandbytes.optim.AdamW8bit(  # type: ignore[no-any-return]
+        return bitsandbytes.optim.AdamW8bit(
             groups, lr=self.lr, betas=self.betas, eps=self.eps, min_8bit_size=self.min_8bit_size
         )

@@ -1,0 +1,215 @@
+"""A trial's training state and the one operation on it: the next step. Knows nothing of reports or records."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+import models
+from fabric.data import Batches
+from fabric.train import meters, process
+from fabric.train.checkpoint import load_checkpoint
+from fabric.train.memory import OutOfMemory, PeakMemory, is_out_of_memory
+from fabric.train.state import LoopState
+from fabric.train.step import Stepper
+from fabric.train.stopping import Divergence
+
+if TYPE_CHECKING:
+    from fabric.data import TokenCache
+    from fabric.planning.trial import TrialSpec
+
+T = TypeVar("T")
+# A loss scale halved this often in a row (65536 to 2**-24) meets gradients that are finite at no scale.
+MAX_CONSECUTIVE_SKIPS = 40
+
+
+class Engine:
+    """Model, optimizer, data order and `state` of one trial on one device.
+
+    `diverged` is None, or the reason (with the step) as soon as a step's figures were read and found wrong.
+    """
+
+    def __init__(self, trial: TrialSpec, cache: TokenCache) -> None:
+        self.trial, self.config = trial, trial.train
+        self.seq_len = trial.data.seq_len
+        self.tokens_per_step = self.config.batch_size * self.seq_len
+        self.n_params = models.n_params(trial.model)
+        self.flops_per_token = 3 * models.flops_per_token(
+            trial.model, self.seq_len
+        )  # backward: twice forward
+        self.n_steps = self.config.n_steps(self.seq_len, self.n_params)
+        self.batches = Batches(cache, "train", self.seq_len, self.config.batch_size, trial.seed)
+        self.state = LoopState.fresh(self.config)
+        self.divergence = Divergence(self.config.divergence, ())
+        self.diverged: dict[str, Any] | None = None
+        self.new_events: list[dict[str, Any]] = []
+        self.peak_memory = PeakMemory(trial.device)
+        self.model = models.build(trial.model, trial.seed, trial.device)
+        optimizer = self.config.optimizer.build(self.model)
+        self.stepper = Stepper(self.model, optimizer, self.config, trial.device)
+        # Reading a loss waits for the device: every step where that costs nothing, else when it is asked for.
+        self._read_every = 1 if trial.device == "cpu" else self.config.log_every_steps
+        self._unread: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._unread_since = 0.0
+        self._steps_read = 0
+
+    # ---- checkpoints
+
+    def saved(self) -> dict[str, Any]:
+        """Everything a checkpoint needs besides weights and optimizer state."""
+        scaler = self.stepper.scaler
+        self.state.peak_memory_bytes = self.peak_bytes() or 0
+        return {
+            "loop": self.state.to_dict(),
+            "rng": process.rng_state(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def restore(self, files: Mapping[str, bytes]) -> None:
+        """Continue from a checkpoint's files."""
+        saved = load_checkpoint(files, self.model, self.stepper.optimizer)
+        self.state.restore(saved["loop"])
+        if self.stepper.scaler is not None:
+            self.stepper.scaler.load_state_dict(saved["scaler"])
+        process.set_rng_state(saved["rng"])
+        self.divergence = Divergence(self.config.divergence, self.state.history.loss)
+
+    def peak_bytes(self) -> int | None:
+        """Peak memory over all attempts so far; None where the system does not tell."""
+        now = self.peak_memory.read()
+        return None if now is None else max(now, self.state.peak_memory_bytes)
+
+    # ---- steps
+
+    def step(self) -> None:
+        """One optimizer step on the global batch; `state.step` counts it."""
+        state = self.state
+        began = time.perf_counter()
+        if not self._unread:
+            self._unread_since = began
+        rows_BT1 = torch.from_numpy(self.batches.batch(state.step))
+        if self.trial.device != "cpu":
+            rows_BT1 = rows_BT1.pin_memory().to(self.trial.device, non_blocking=True)
+        state.data_seconds += time.perf_counter() - began
+        loss = self.fitting(lambda micro: self.stepper.gradients(rows_BT1, micro))
+        norm = self.stepper.update(self.config.schedule.multiplier(state.step, self.n_steps))
+        state.step += 1
+        self._unread.append((loss, norm))
+        if len(self._unread) >= self._read_every:
+            self.read()
+
+    def read(self) -> None:
+        """Bring the losses and norms of unread steps to the host, into the history, and judge them in order."""
+        if not self._unread:
+            return
+        values = [(float(loss), float(norm)) for loss, norm in self._unread]
+        seconds = (time.perf_counter() - self._unread_since) / len(values)
+        self._unread.clear()
+        for step, (loss, norm) in enumerate(values, self.state.step - len(values) + 1):
+            self._steps_read += 1
+            counted = seconds if self._steps_read > meters.WARMUP_STEPS else math.nan
+            self.state.history.append(loss, norm, counted)
+            self.state.seconds += seconds
+            why = self._judge(loss, norm)
+            if why is not None and self.diverged is None:
+                self.diverged = {"kind": "diverged", "step": step, "why": why}
+
+    def _judge(self, loss: float, norm: float) -> str | None:
+        state = self.state
+        if self.stepper.scaler is None:
+            return self.divergence.see(loss, norm)
+        overflowed = not math.isfinite(norm)
+        state.skipped_steps += overflowed
+        state.consecutive_skips = state.consecutive_skips + 1 if overflowed else 0
+        if state.consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
+            return (
+                f"fp16 gradients overflowed {state.consecutive_skips} times in a row, at ever smaller scales"
+            )
+        return self.divergence.see(loss, None)
+
+    # ---- memory
+
+    def fitting(self, work: Callable[[int], T]) -> T:
+        """`work(micro_batch_size)`, with the size halved as often as it takes to fit in memory.
+
+        Raises OutOfMemory when one sequence does not fit.
+        """
+        while True:
+            try:
+                return work(self.state.micro_batch_size)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                message = str(error).strip().split("\n")[0][:200]
+            # Outside the handler: the failed step's frames, and the tensors they held, are gone.
+            self._halve(message)
+
+    def _halve(self, message: str) -> None:
+        size = self.state.micro_batch_size
+        if size == 1:
+            raise OutOfMemory(
+                f"out of memory at step {self.state.step + 1} with a micro-batch of one sequence of {self.seq_len} "
+                f"tokens ({message}); use a smaller model, a shorter data.seq_len, or a machine with more memory"
+            )
+        self.stepper.forget()
+        gc.collect()
+        if self.trial.device == "cuda":
+            torch.cuda.empty_cache()
+        self.resize(size // 2, message)
+
+    def resize(self, micro_batch_size: int, why: str) -> None:
+        """Use another micro-batch from here on (the global batch stays), and record it.
+
+        Raises ValueError outside 1 … batch_size.
+        """
+        old, largest = self.state.micro_batch_size, self.config.batch_size
+        if not 1 <= micro_batch_size <= largest:
+            raise ValueError(f"micro_batch_size={micro_batch_size} is not between 1 and batch_size={largest}")
+        self.state.micro_batch_size = micro_batch_size
+        if old != micro_batch_size:
+            step = self.state.step + 1
+            event = {"kind": "micro_batch", "step": step, "from": old, "to": micro_batch_size, "why": why}
+            self.state.events.append(event)
+            self.new_events.append(event)
+
+    # ---- what it says
+
+    def row(self) -> dict[str, Any]:
+        """The figures of the step just done, keyed as in `fabric.job.metrics`; events once, when they are new."""
+        state, step = self.state, self.state.step
+        tokens = step * self.tokens_per_step
+        row: dict[str, Any] = {
+            "step": step,
+            "tokens": tokens,
+            "flops": self.flops_per_token * tokens,
+            "seconds": state.seconds,
+            "train_loss": state.history.loss[-1],
+            "lr": self.config.optimizer.lr * self.config.schedule.multiplier(step - 1, self.n_steps),
+            "grad_norm": state.history.grad_norm[-1],
+            "data_seconds": state.data_seconds,
+            "data_hash": self.batches.data_hash(step - 1),
+        }
+        if self.stepper.scaler is not None:
+            row |= {"loss_scale": self.stepper.scaler.get_scale(), "skipped_steps": state.skipped_steps}
+        if self.new_events:
+            row["events"], self.new_events = self.new_events, []
+        return row
+
+    def figures(self) -> dict[str, Any]:
+        """The figures of the whole run: size, speed, memory, stability."""
+        state, config = self.state, self.config
+        peak = meters.peak_flops(self.trial.device, config.precision)
+        return {
+            "n_params": self.n_params,
+            "state_bytes_per_token": models.state_bytes(self.trial.model, self.seq_len, 2) / self.seq_len,
+            **meters.speed(state.history, self.tokens_per_step, self.flops_per_token, peak),
+            **meters.stability(state.history, config.clip_norm),
+            "peak_memory_bytes": self.peak_bytes(),
+            "skipped_steps": state.skipped_steps,
+            "data_wait_fraction": state.data_seconds / state.seconds if state.seconds else None,
+        }

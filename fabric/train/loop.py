@@ -1,0 +1,288 @@
+"""The training loop: plain PyTorch, the same inline, in a Tune trial and in a worker group.
+
+`run` is idempotent. Killed at any moment and called again, it goes on from the newest checkpoint and ends with the
+numbers of an undisturbed run, bit for bit (within one numerics fingerprint).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fabric.evaluate import lm
+from fabric.store import FAILED, FINISHED, RUNNING, STOPPED, dump_json
+from fabric.train import process
+from fabric.train.calendar import calendar
+from fabric.train.checkpoint import newest_checkpoint, save_checkpoint
+from fabric.train.directive import CheckpointAndExit, Continue, Directive, Outcome, Report, Stop, keep_going
+from fabric.train.engine import Engine
+from fabric.train.memory import is_out_of_memory
+from fabric.train.recorder import Recorder
+
+if TYPE_CHECKING:
+    from fabric.data import TokenCache
+    from fabric.planning.trial import TrialSpec
+    from fabric.store import Attempt, Status, TrialRecord
+
+
+def run(
+    trial: TrialSpec,
+    record: TrialRecord,
+    cache: TokenCache,
+    *,
+    report: Report = keep_going,
+    rung_tokens: Sequence[int] = (),
+    provenance: Mapping[str, Any] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    micro_batch_size: int | None = None,
+) -> Outcome:
+    """Train `trial` to its end, or to where `report` says; returns how it ended.
+
+    `report(row)` is called once an evaluation: at the steps that reach `rung_tokens`, the scheduled ones and the end.
+    A rung's checkpoint is on disk before its report; everything final is on disk before the last report. A finished
+    trial trains nothing and reports its final row. An evaluated row on disk whose report may not have been delivered
+    (the process died) is reported again on resume. `micro_batch_size` overrides the trial's and a checkpoint's.
+
+    Divergence is an `Outcome`, not an error. Raises what went wrong otherwise, after writing it to the status:
+    `OutOfMemory` when not even a micro-batch of one fits; SystemExit and KeyboardInterrupt leave the trial resumable.
+    """
+    before = record.status()
+    if before is not None and before.state == FINISHED:
+        report(dict(before.final or {}))
+        return Outcome(FINISHED, before.reason or {}, before.step, before.final or {})
+    process.settle(trial)
+    newest = newest_checkpoint(record)
+    resumed = (newest[0].step, newest[0].attempt) if newest else (0, None)
+    who = {**(provenance or {}), **process.provenance(trial)}
+    attempt = record.new_attempt({**who, "resumed_step": resumed[0], "resumed_attempt": resumed[1]})
+    training: _Training | None = None
+    try:
+        with _no_collection():
+            training = _Training(trial, attempt, cache, report, rung_tokens, clock)
+            if newest is not None:
+                training.resume(newest[1], before)
+                newest = None  # its bytes are as large as the model and the optimizer
+            training.begin(micro_batch_size)
+            return training.train()
+    except BaseException as error:
+        _write_end(attempt, training, error)
+        raise
+
+
+# Extension modules count what is still frozen when the interpreter ends as leaked, and say so on stderr.
+atexit.register(gc.unfreeze)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection in mid-step: heartbeats collect.
+
+    What is alive now, mostly modules, is never looked at again (it takes 0.2 s each time); it stays frozen for the
+    process's next trials and until it ends. The trial's own objects are built afterwards and stay collectable.
+    """
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _write_end(attempt: Attempt, training: _Training | None, error: BaseException) -> None:
+    """Say in the status how an exception ended the attempt; out of the last report, all is on disk already."""
+    if training is not None and training.finished:
+        return
+    step = training.engine.state.step if training else 0
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        state, reason = STOPPED, {"kind": "interrupted", "by": type(error).__name__}
+    else:
+        kind = "out_of_memory" if is_out_of_memory(error) else "failed"
+        trace = "".join(traceback.format_exception(error))
+        state = FAILED
+        reason = {"kind": kind, "error": f"{type(error).__name__}: {error}", "traceback": trace}
+    with contextlib.suppress(OSError):  # a full disk may be the error itself, which is raised
+        if training is not None:
+            training.recorder.flush()
+        attempt.write_status(state, step, reason)
+
+
+class _Training:
+    """One attempt at a trial: the engine, when it is looked at, and what is written down."""
+
+    def __init__(
+        self,
+        trial: TrialSpec,
+        attempt: Attempt,
+        cache: TokenCache,
+        report: Report,
+        rung_tokens: Sequence[int],
+        clock: Callable[[], float],
+    ) -> None:
+        self.trial, self.config, self.cache, self.report = trial, trial.train, cache, report
+        self.attempt, self.recorder = attempt, Recorder(attempt, trial.train.checkpoint, clock)
+        self.engine = Engine(trial, cache)
+        self.n_steps = self.engine.n_steps
+        self.calendar = calendar(self.n_steps, self.engine.tokens_per_step, trial.evaluate, rung_tokens)
+        self.redeliver: dict[str, Any] | None = None
+        self.finished = False
+
+    def resume(self, files: Mapping[str, bytes], before: Status | None) -> None:
+        """Take over a checkpoint; `before` is the status its process left."""
+        self.engine.restore(files)
+        step = self.engine.state.step
+        self.recorder.saved_step = step
+        died = before is not None and before.state == RUNNING
+        if died and self.calendar.evaluated(step):
+            rows = [r for r in self.attempt.record.metrics() if r["step"] == step and "val_loss" in r]
+            self.redeliver = rows[-1] if rows else None
+
+    def begin(self, micro_batch_size: int | None) -> None:
+        """Apply the caller's micro-batch and write the first heartbeat."""
+        if micro_batch_size is not None:
+            self.engine.resize(micro_batch_size, "asked for by the caller")
+        self.recorder.beat(self.engine.state.step)
+
+    def train(self) -> Outcome:
+        """From where the state is to the end."""
+        state = self.engine.state
+        if state.early_stop.exhausted:  # the process died between the last checkpoint and the last word
+            return self._finish(self._converged())
+        outcome = None
+        if self.redeliver is not None and state.step < self.n_steps:
+            outcome = self._obey(self.report(dict(self.redeliver)), self.redeliver)
+        while outcome is None and state.step < self.n_steps:
+            outcome = self._next()
+        return outcome or self._finish({"kind": "completed"})
+
+    def _next(self) -> Outcome | None:
+        engine = self.engine
+        engine.step()
+        step = engine.state.step
+        evaluated = self.calendar.evaluated(step)
+        logged = step % self.config.log_every_steps == 0
+        if evaluated or logged:
+            engine.read()
+        if engine.diverged is not None:
+            return self._finish(engine.diverged)
+        if step == self.n_steps:
+            return None
+        if evaluated:
+            outcome = self._evaluate()
+            if outcome is not None:
+                return outcome
+        elif logged:
+            self.recorder.add(engine.row())
+        self._keep_up(step)
+        return None
+
+    def _keep_up(self, step: int) -> None:
+        checkpoint, beat = self.recorder.due(step)
+        if checkpoint:
+            self._checkpoint()
+        if beat:
+            self.recorder.beat(step)
+            gc.collect()
+
+    def _checkpoint(self) -> None:
+        """Rows, then the state they lead up to, unless it is on disk already or has diverged."""
+        engine = self.engine
+        engine.read()
+        step = engine.state.step
+        if self.recorder.saved_step == step or engine.diverged is not None:
+            return
+        self.recorder.flush()
+        keep = self.config.checkpoint.keep_last
+        save_checkpoint(self.attempt, step, engine.model, engine.stepper.optimizer, engine.saved(), keep)
+        self.recorder.saved(step)
+
+    # ---- evaluations, reports, end
+
+    def _evaluate(self) -> Outcome | None:
+        step = self.engine.state.step
+        with process.rng_kept():
+            score = self.engine.fitting(self._score)
+        row = {
+            **self.engine.row(),
+            "val_loss": score.loss,
+            "val_perplexity": score.perplexity,
+            "val_bits_per_byte": score.bits_per_byte,
+        }
+        if step in self.calendar.scheduled and self.engine.state.early_stop.see(score.loss):
+            return self._finish(self._converged())
+        self.recorder.add(row)
+        if step in self.calendar.rungs:
+            self._checkpoint()
+        self.recorder.beat(step)
+        return self._obey(self.report(dict(row)), row)
+
+    def _score(self, batch_size: int) -> lm.LMScore:
+        return lm.score(
+            self.engine.model,
+            self.cache,
+            "validation",
+            self.engine.seq_len,
+            self.trial.evaluate.val_tokens,
+            batch_size,
+            self.config.precision,
+        )
+
+    def _obey(self, directive: Directive, row: Mapping[str, Any]) -> Outcome | None:
+        step = self.engine.state.step
+        if isinstance(directive, Continue):
+            return None
+        if isinstance(directive, Stop):
+            reason = dict(directive.reason)
+        elif isinstance(directive, CheckpointAndExit):
+            self._checkpoint()
+            reason = {"kind": "paused"}
+        else:
+            raise TypeError(
+                f"report returned {directive!r}; allowed: Continue, Stop(reason), CheckpointAndExit"
+            )
+        self.recorder.end(STOPPED, step, reason, row)
+        return Outcome(STOPPED, reason, step, row)
+
+    def _converged(self) -> dict[str, Any]:
+        state = self.engine.state
+        return {"kind": "converged", "step": state.step, "best": state.early_stop.best}
+
+    def _finish(self, reason: dict[str, Any]) -> Outcome:
+        """Final evaluation, checkpoint and status, all on disk; then the last report."""
+        step = self.engine.state.step
+        row = {**self.engine.row(), "val_loss": None}
+        if reason["kind"] != "diverged":
+            with process.rng_kept():
+                metrics, samples = self.engine.fitting(self._final_metrics)
+            row |= metrics
+            self.attempt.write_json("samples", samples)
+        row |= self.engine.figures()
+        row["events"] = self.engine.state.events
+        self.recorder.add(row)
+        self._checkpoint()
+        final = json.loads(dump_json(row))  # what a later call will find: NaN is None, with a flag
+        self.recorder.end(FINISHED, step, reason, final)
+        self.finished = True
+        self.report(dict(final))
+        return Outcome(FINISHED, reason, step, final)
+
+    def _final_metrics(self, batch_size: int) -> tuple[dict[str, Any], list[str]]:
+        from fabric.evaluate.final import final_metrics
+
+        return final_metrics(
+            self.engine.model,
+            self.cache,
+            self.trial.evaluate,
+            seq_len=self.engine.seq_len,
+            batch_size=batch_size,
+            seed=self.trial.seed,
+            precision=self.config.precision,
+        )
