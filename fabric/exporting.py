@@ -52,10 +52,10 @@ def load_trained(target: str | Path) -> Trained:
     Raises ValueError when the trial or its checkpoint is missing.
     """
     from fabric.data import TokenCache
-    from fabric.train.checkpoint import load_model
+    from fabric.train.checkpoint import load_model, newest_checkpoint
 
     store, record = find_trial(target)
-    body, found = record.spec(), record.newest_checkpoint()
+    body, found = record.spec(), newest_checkpoint(record)
     if body is None or found is None:
         raise ValueError(f"trial {record.id} has no complete checkpoint; run its sweep again")
     spec = TrialSpec.model_validate(body)

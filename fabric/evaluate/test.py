@@ -23,13 +23,13 @@ def read_test_split(spec: TrialSpec, record: TrialRecord, cache: TokenCache) -> 
     import torch
 
     from fabric.evaluate.lm import score
-    from fabric.train.checkpoint import load_model
+    from fabric.train.checkpoint import load_model, newest_checkpoint
 
     taken = record.evaluation(test_key(spec))
     if taken is not None:
         return taken
     torch.set_num_threads(spec.threads)
-    found = record.newest_checkpoint()
+    found = newest_checkpoint(record)
     if found is None:
         raise RuntimeError(f"trial {record.id} has no checkpoint to read the test split with")
     checkpoint, files = found

@@ -220,14 +220,6 @@ class TrialRecord:
             files[name] = data
         return files
 
-    def newest_checkpoint(self) -> tuple[Checkpoint, dict[str, bytes]] | None:
-        """The last complete, undamaged checkpoint with its files; damaged ones are passed over."""
-        for checkpoint in reversed(self.checkpoints()):
-            files = self.read_checkpoint(checkpoint)
-            if files is not None:
-                return checkpoint, files
-        return None
-
     def metrics(self) -> list[dict[str, Any]]:
         """The trial's rows in order of step, one a step: an attempt's rows replace earlier ones from its start on."""
         rows: list[dict[str, Any]] = []

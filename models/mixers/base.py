@@ -148,7 +148,7 @@ class GroupedHeads(AttentionConfig):
     def _heads_group(self) -> GroupedHeads:
         if self.n_heads % self.n_groups:
             raise ValueError(
-                f"num_heads={self.n_heads} is not divisible by n_kv_heads={self.n_groups}; "
+                f"n_heads={self.n_heads} is not divisible by n_kv_heads={self.n_groups}; "
                 f"use {_divisors(self.n_heads)}"
             )
         if self.head_dim is not None and self.head_dim % 2:
