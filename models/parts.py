@@ -54,7 +54,9 @@ def parts_in(package: str, base: type[Part]) -> dict[str, type[Any]]:
                 continue
             kind = kind_of(item)
             if kind in found:
-                raise ValueError(f"kind {kind!r} is defined twice: {found[kind].__module__} and {module.__name__}")
+                raise ValueError(
+                    f"kind {kind!r} is defined twice: {found[kind].__module__} and {module.__name__}"
+                )
             found[kind] = item
     return dict(sorted(found.items()))
 

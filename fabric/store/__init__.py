@@ -1,1 +1,30 @@
 """Run records: atomic, append-only, the single truth for resume and dedupe."""
+
+from fabric.store.lock import LockedError, driver_lock
+from fabric.store.store import (
+    FAILED,
+    FINISHED,
+    RUNNING,
+    STOPPED,
+    Attempt,
+    Checkpoint,
+    Status,
+    Store,
+    TrialRecord,
+    dump_json,
+)
+
+__all__ = [
+    "FAILED",
+    "FINISHED",
+    "RUNNING",
+    "STOPPED",
+    "Attempt",
+    "Checkpoint",
+    "LockedError",
+    "Status",
+    "Store",
+    "TrialRecord",
+    "driver_lock",
+    "dump_json",
+]

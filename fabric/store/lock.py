@@ -1,0 +1,37 @@
+"""One driver a job folder: a second one is told who holds it and stops."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class LockedError(RuntimeError):
+    """Another live process holds the folder."""
+
+
+@contextmanager
+def driver_lock(root: Path) -> Iterator[None]:
+    """Hold `<root>/driver.lock` while the block runs; the system lets go of it when the process dies.
+
+    Raises LockedError, naming the holder, when another process has it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / "driver.lock"
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise LockedError(
+                f"{root} is in use by {holder}. Wait for it, stop it, or choose another --out folder."
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
