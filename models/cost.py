@@ -58,8 +58,8 @@ def transient_bytes(
     """Bytes alive at the peak of a training step beside the saved ones, the parameters and their gradients.
 
     The larger of: the loss over `head_rows` positions at once (default: all), with log-probabilities and the
-    gradients of these and of the logits; the backward of one feed-forward layer, with the gradients of its
-    hidden activations.
+    gradients of these and of the logits (which nobody else may hold); the backward of one feed-forward layer,
+    with the gradients of its hidden activations.
     """
     rows = batch * seq_len
     head = 3 * min(rows, head_rows or rows) * config.vocab_size
