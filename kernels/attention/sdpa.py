@@ -20,13 +20,19 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
-@lru_cache(maxsize=8)
+def _new_mask(
+    n_queries: int, n_keys: int, causal: bool, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    seen = visible_pairs(n_queries, n_keys, causal=causal, window=window, device=device)
+    return _additive(seen, dtype)
+
+
+@lru_cache(maxsize=2)
 def _kept_mask(
     n_queries: int, n_keys: int, causal: bool, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     with torch.inference_mode(False):  # a mask made in inference mode could not be used in training later
-        seen = visible_pairs(n_queries, n_keys, causal=causal, window=window, device=device)
-        return _additive(seen, dtype)
+        return _new_mask(n_queries, n_keys, causal, window, dtype, device)
 
 
 def _mask_of(
@@ -45,7 +51,9 @@ def _mask_of(
         return None, False
     if window is None and n_queries == n_keys:
         return None, True
-    return _kept_mask(n_queries, n_keys, causal, window, q_BHTK.dtype, q_BHTK.device), False
+    # torch.compile traces through a cache with a warning; it folds a mask made in place into the graph.
+    make_mask = _new_mask if torch.compiler.is_compiling() else _kept_mask
+    return make_mask(n_queries, n_keys, causal, window, q_BHTK.dtype, q_BHTK.device), False
 
 
 def attention(

@@ -18,18 +18,17 @@ SHAPES = [(name, placement, qk_norm) for name in VARIANTS for placement in PLACE
 def test_parameters(name, placement, qk_norm):
     ffns = [*(example(part) for part in FFNS.values()), {"kind": "gelu", "d_ff": 20, "bias": True}]
     for ffn in ffns if name in MIXERS else ffns[:1]:
-        for norm in ("rmsnorm", "layernorm"):
-            for tied in (True, False):
-                config = config_of(
-                    {**VARIANTS[name], "qk_norm": qk_norm},
-                    ffn=ffn,
-                    norm={"kind": norm},
-                    norm_placement=placement,
-                    tie_embeddings=tied,
-                    n_layers=1 + tied,
-                )
-                model = build(config, device="meta")
-                assert n_params(config) == sum(p.numel() for p in model.parameters())
+        for norm, tied in (("rmsnorm", True), ("layernorm", False)):
+            config = config_of(
+                {**VARIANTS[name], "qk_norm": qk_norm},
+                ffn=ffn,
+                norm={"kind": norm},
+                norm_placement=placement,
+                tie_embeddings=tied,
+                n_layers=1 + tied,
+            )
+            model = build(config, device="meta")
+            assert n_params(config) == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -142,3 +142,12 @@ def test_what_does_not_fit_is_refused():
 def test_state_dict_holds_parameters_only():
     model = build(preset("smollm-tiny"))
     assert model.state_dict().keys() == dict(model.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("name", ["gqa", "mla"])
+def test_the_whole_forward_is_one_graph(name):
+    model = build(config_of({**VARIANTS[name], "window": 5, "qk_norm": "head"}, n_layers=1), seed=1)
+    ids = ids_of(2, 12)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(ids).logits, model(ids).logits, atol=1e-5, rtol=0)
+    torch.compiler.reset()
