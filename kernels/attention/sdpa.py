@@ -1,8 +1,8 @@
 """Attention through `F.scaled_dot_product_attention`, with the cheapest mask that says the same thing.
 
 Nothing visible is masked (one query, or no causality): no mask. Plain causal training: the `is_causal` flag.
-Otherwise an additive mask in the queries' dtype, kept between calls, so that all layers share one storage (a boolean
-mask is converted, and kept for backward, once per call).
+Otherwise an additive mask in the queries' dtype, kept between calls, so that all layers share one storage (a
+boolean mask is converted, and kept for backward, once per call).
 """
 
 from __future__ import annotations
@@ -20,13 +20,19 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
-@lru_cache(maxsize=8)
+def _new_mask(
+    n_queries: int, n_keys: int, causal: bool, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    seen = visible_pairs(n_queries, n_keys, causal=causal, window=window, device=device)
+    return _additive(seen, dtype)
+
+
+@lru_cache(maxsize=2)
 def _kept_mask(
     n_queries: int, n_keys: int, causal: bool, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     with torch.inference_mode(False):  # a mask made in inference mode could not be used in training later
-        seen = visible_pairs(n_queries, n_keys, causal=causal, window=window, device=device)
-        return _additive(seen, dtype)
+        return _new_mask(n_queries, n_keys, causal, window, dtype, device)
 
 
 def _mask_of(
@@ -45,7 +51,9 @@ def _mask_of(
         return None, False
     if window is None and n_queries == n_keys:
         return None, True
-    return _kept_mask(n_queries, n_keys, causal, window, q_BHTK.dtype, q_BHTK.device), False
+    # torch.compile traces through a cache with a warning; it folds a mask made in place into the graph.
+    make_mask = _new_mask if torch.compiler.is_compiling() else _kept_mask
+    return make_mask(n_queries, n_keys, causal, window, q_BHTK.dtype, q_BHTK.device), False
 
 
 def attention(
@@ -64,7 +72,7 @@ def attention(
     mask, is_causal = _mask_of(q_BHTK, S, causal, window, key_mask_BS)
     scale = K**-0.5 if scale is None else scale
     if T == 1:
-        # One query a head: the heads of a group become the queries of one key/value head, nothing is repeated.
+        # One query a head: the heads of a group become the queries of one key/value head, unrepeated.
         q_BGrK = q_BHTK.reshape(B, G, H // G, K)
         out = F.scaled_dot_product_attention(q_BGrK, k_BGSK, v_BGSV, attn_mask=mask, scale=scale)
         return out.reshape(B, H, 1, V)

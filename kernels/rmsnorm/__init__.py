@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,13 +12,15 @@ BACKENDS = ("auto", "reference", "cpu", "torch")
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float = 1e-5, *, backend: str = "auto") -> Tensor:
-    """Normalise x (…, D) to root mean square 1, times weight_D; computed in at least fp32, returned in x's dtype.
+    """x (…, D) normalised to root mean square 1, times weight_D; computed in at least fp32, in x's dtype.
 
-    `backend`: "auto" ("cpu" for CPU tensors, else "torch", PyTorch's own, fused on CUDA) or a name of `BACKENDS`.
-    Raises ValueError for others.
+    `backend`: "auto" (under torch.compile, which fuses it, "reference"; else "cpu" for CPU tensors and "torch",
+    PyTorch's own, elsewhere) or a name of `BACKENDS`. Raises ValueError for others.
     """
     if backend not in BACKENDS:
         raise ValueError(f"rms_norm backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
+    if backend == "auto" and torch.compiler.is_compiling():
+        backend = "reference"
     if backend == "cpu" or (backend == "auto" and x.device.type == "cpu"):
         return cpu.rms_norm(x, weight_D, eps)
     if backend == "reference":
