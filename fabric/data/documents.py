@@ -115,7 +115,8 @@ def _scan_text(source: Source) -> Iterator[tuple[int, int, str]]:
 
 def _cut(data: mmap.mmap, source: Source) -> Iterator[tuple[int, int]]:
     """Byte ranges of the documents. A range of white space only is joined to the document after it, so
-    nothing is lost at a file's head; at its end it is dropped with the separator."""
+    nothing is lost at a file's head; at its end it is dropped with the separator.
+    """
     begin = len(BOM) if data[: len(BOM)] == BOM else 0
     rule = source.boundary
     if rule.pattern is not None:
