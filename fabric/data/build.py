@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fabric.data.blocks import BlockCount, BlockWork, create_stream, cut_blocks, offsets_of
+from fabric.data.blocks import BLOCK_BYTES, BlockCount, BlockWork, create_stream, cut_blocks, offsets_of
 from fabric.data.cache import SCHEMA_VERSION
 from fabric.data.config import DataConfig
 from fabric.data.corpus import SPLITS, Source
@@ -84,11 +84,13 @@ class Build:
             *(getattr(index, f)[kept] for f in ("source", "start", "end", "n_bytes", "digest"))
         )
         blocks = cut_blocks(documents, splits[kept], self.sources, n_blocks)
-        spread = self._with_ray(backend, int(documents.n_bytes.sum()))
+        n_bytes = int(documents.n_bytes.sum())
+        spread = self._with_ray(backend, n_bytes)
+        n_tasks = n_blocks or -(-n_bytes // BLOCK_BYTES)  # many small files are not as many tasks
         if spread:
             from fabric.runtime.data import place_with_ray, tokenize_with_ray
 
-            counts = tokenize_with_ray(work, blocks, n_blocks, lambda part: self.progress("tokenise", part))
+            counts = tokenize_with_ray(work, blocks, n_tasks, lambda part: self.progress("tokenise", part))
         else:
             counts = []
             for block in blocks:
@@ -98,7 +100,7 @@ class Build:
         for split, total in enumerate(totals):
             create_stream(work.stream(split), total * np.dtype(work.dtype).itemsize)
         if spread:
-            place_with_ray(work, offsets, n_blocks)
+            place_with_ray(work, offsets, n_tasks)
         else:
             for number, offset in enumerate(offsets):
                 work.place(number, offset)

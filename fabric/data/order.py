@@ -98,9 +98,9 @@ class Batches:
             )
 
     @property
-    def steps_per_epoch(self) -> float:
-        """Steps until every row was seen once; a fraction when the batch size does not divide the rows."""
-        return self.n_rows / self.batch_size
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch; rows left over open the next epoch's first batch."""
+        return self.n_rows // self.batch_size
 
     def shard(self, rank: int, world: int) -> Batches:
         """The part of every batch that one of `world` ranks reads: rows [rank·B/world, (rank + 1)·B/world).

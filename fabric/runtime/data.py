@@ -27,11 +27,11 @@ def is_connected() -> bool:
 
 
 def tokenize_with_ray(
-    work: BlockWork, blocks: list[Block], n_blocks: int | None, progress: Callable[[float], None]
+    work: BlockWork, blocks: list[Block], n_blocks: int, progress: Callable[[float], None]
 ) -> list[BlockCount]:
     """Tokenise every block in a Ray Data task; the counts in block order.
 
-    `n_blocks` is the number of Ray blocks the work is dealt into (default: one a block). Needs a Ray session
+    `n_blocks` is the number of Ray blocks the work is dealt into . Needs a Ray session
     whose workers see `work.folder`. Raises ValueError as `BlockWork.tokenise` does.
     """
     rows: list[dict[str, Any]] = []
@@ -47,7 +47,7 @@ def tokenize_with_ray(
     ]
 
 
-def place_with_ray(work: BlockWork, offsets: list[tuple[int, ...]], n_blocks: int | None) -> None:
+def place_with_ray(work: BlockWork, offsets: list[tuple[int, ...]], n_blocks: int) -> None:
     """Write every block's tokens to their place, each in a Ray Data task."""
     items = [{"number": number, "offsets": list(offset)} for number, offset in enumerate(offsets)]
     for _ in _run(items, lambda row: _place(work, row), n_blocks):
@@ -99,11 +99,11 @@ def _unpack(row: dict[str, Any]) -> Block:
 
 
 def _run(
-    items: list[dict[str, Any]], task: Callable[[dict[str, Any]], dict[str, Any]], n_blocks: int | None
+    items: list[dict[str, Any]], task: Callable[[dict[str, Any]], dict[str, Any]], n_blocks: int
 ) -> Iterator[dict[str, Any]]:
     """Rows of `task` over `items`, as they are done."""
     with _quiet():
-        dealt = ray.data.from_items(items, override_num_blocks=min(n_blocks or len(items), len(items)))
+        dealt = ray.data.from_items(items, override_num_blocks=min(n_blocks, len(items)))
         yield from dealt.map(task).iter_rows()
 
 

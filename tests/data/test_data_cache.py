@@ -1,6 +1,7 @@
 """Token cache: contents, bytes per token, integrity, atomicity, block independence."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -173,6 +174,44 @@ def test_a_build_that_fails_leaves_nothing_behind(corpus, tmp_path):
     with pytest.raises(RuntimeError, match="stop here"):
         prepare(config_for(corpus, split_seed=1), root, progress=stop)
     assert list((root / "tokens").iterdir()) == [built]
+
+
+def test_a_killed_build_is_no_cache_and_is_swept_up_later(corpus, tmp_path):
+    config, tokens = config_for(corpus), tmp_path / "cache" / "tokens"
+    code = f"""
+import os, signal
+from fabric.data import DataConfig, prepare
+config = DataConfig.model_validate_json({config.model_dump_json()!r})
+stop = lambda stage, part: os.kill(os.getpid(), signal.SIGKILL) if stage == "place" else None
+prepare(config, {str(tmp_path / "cache")!r}, progress=stop)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    (left,) = tokens.iterdir()
+    assert left.name.startswith(".building-")
+    prepare(config, tmp_path / "cache").verify()
+    assert left.exists()  # may be another process at work
+    for folder in (left, left / "parts"):
+        os.utime(folder, (1, 1))
+    other = prepare(config_for(corpus, split_seed=1), tmp_path / "cache")
+    assert not left.exists()
+    assert len(list(tokens.iterdir())) == 2
+    other.verify()
+
+
+def test_reading_a_cache_imports_numpy_and_ours_only(corpus, tmp_path):
+    config = config_for(corpus, {"kind": "bpe", "vocab_size": 300})
+    path = prepare(config, tmp_path / "cache").path
+    code = f"""
+import sys
+from fabric.data import Batches, DataConfig, TokenCache, data_key
+config = DataConfig.model_validate_json({config.model_dump_json()!r})
+cache = TokenCache.open({str(path)!r}, key=data_key(config))
+Batches(cache, "train", 16, 4, 0).batch(3), cache.n_bytes(cache.tokens("test"))
+heavy = ["ray", "tokenizers", "transformers", "datasets", "pyarrow", "torch", "pandas"]
+print([name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_corpus_rewritten_while_it_is_read_is_not_cached(corpus, tmp_path):

@@ -56,14 +56,14 @@ def test_an_epoch_sees_every_row_once_and_the_next_in_another_order(cache):
     epochs = order.reshape(whole, n)
     assert (np.sort(epochs, axis=1) == np.arange(n)).all()
     assert len({tuple(e) for e in epochs.tolist()}) == whole
-    assert batches.steps_per_epoch == n / 7
+    assert batches.steps_per_epoch == n // 7
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 6])
 def test_ranks_together_read_the_same_batch(cache, world):
     whole = Batches(cache, "train", 50, 6, seed=1)
     ranks = [Batches(cache, "train", 50, 6, seed=1).shard(rank, world) for rank in range(world)]
-    for step in [0, 1, int(whole.steps_per_epoch), 1000]:
+    for step in [0, 1, whole.steps_per_epoch, 1000]:
         assert (np.concatenate([r.batch(step) for r in ranks]) == whole.batch(step)).all()
         assert {r.data_hash(step) for r in ranks} == {whole.data_hash(step)}
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fabric.data import DataConfig, prepare
+from fabric.data import DataConfig, build, prepare
 from fabric.data.tokenizers.bytes import BytesConfig
 
 pytestmark = pytest.mark.ray
@@ -46,3 +46,21 @@ def test_a_task_error_is_the_same_clear_sentence(ray_session, config, corpus, tm
     with pytest.raises(ValueError, match=r"corpus.txt is not UTF-8: byte 0xff at offset \d+"):
         prepare(config, tmp_path / "cache", backend="ray", n_blocks=2, progress=spoil)
     assert not list((tmp_path / "cache" / "tokens").iterdir())
+
+
+def test_auto_takes_ray_for_large_text_when_there_is_a_session(ray_session, config, tmp_path, monkeypatch):
+    import fabric.runtime.data as spread
+
+    used = []
+    monkeypatch.setattr(build, "RAY_FROM_BYTES", 1000)
+    original = spread.tokenize_with_ray
+    monkeypatch.setattr(spread, "tokenize_with_ray", lambda *a: used.append(a) or original(*a))
+    first = prepare(config, tmp_path / "a")
+    assert len(used) == 1
+    monkeypatch.setattr(spread, "is_connected", lambda: False)
+    assert prepare(config, tmp_path / "b").manifest_hash == first.manifest_hash
+    assert len(used) == 1
+    with pytest.raises(ValueError, match="needs a running Ray session"):
+        prepare(config, tmp_path / "c", backend="ray")
+    with pytest.raises(ValueError, match="allowed: auto, inline, ray"):
+        prepare(config, tmp_path / "c", backend="spark")
