@@ -60,7 +60,7 @@ def test_special_tokens_in_a_text_are_spelt_out(tmp_path, tokenizer):
     assert cache.manifest["token_bytes_exact"]
 
 
-@settings(deadline=None, derandomize=True, max_examples=50)
+@settings(deadline=None, derandomize=True, max_examples=25)
 @given(st.text(max_size=60))
 def test_bytes_round_trip_and_agree_with_their_own_tokenizer_json(text):
     from tokenizers import Tokenizer as Library

@@ -16,7 +16,7 @@ def assign(digests, sizes, published=None, validation=0.1, test=0.1, seed=0):
     )
 
 
-@settings(deadline=None, derandomize=True, max_examples=80)
+@settings(deadline=None, derandomize=True, max_examples=30)
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.integers(1, 500)), min_size=60, max_size=200), st.integers(0, 5)
 )
