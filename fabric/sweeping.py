@@ -149,7 +149,8 @@ def _inline(job: Job, root: Path, out: str | Path, progress: Progress) -> SweepR
     return _result(study, root, interrupted=False)
 
 
-def _threads(job: Job) -> int:
+def worker_threads(job: Job) -> int:
+    """Threads a trial: its CPUs, one unless the job says otherwise."""
     given = job.config.resources.cpus_per_worker
     return 1 if given == "auto" else given
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fabric.analysis.decide import ArmResult, decide, pick_rate
+from fabric.analysis.decide import ArmResult, decide
+from fabric.analysis.rates import pick_rate
 from fabric.evaluate.test import test_key
 from fabric.job.load import Configuration, Job, Override
 from fabric.planning.expand import Arm, arms_of_phase, arms_of_search, nuisance_points

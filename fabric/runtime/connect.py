@@ -41,19 +41,6 @@ def source_hash() -> str:
 
 
 @contextmanager
-def staged_folder() -> Iterator[Path]:
-    """An empty current directory while Ray starts: Ray puts it on every worker's path, where a user's own
-    `models/` folder would hide ours."""
-    before = Path.cwd()
-    with tempfile.TemporaryDirectory(prefix="fabric-") as folder:
-        os.chdir(folder)
-        try:
-            yield Path(folder)
-        finally:
-            os.chdir(before)
-
-
-@contextmanager
 def cluster(address: str | None, n_cpus: int, n_gpus: float = 0) -> Iterator[dict[str, Any]]:
     """Run the block inside a Ray cluster and yield its resources.
 
@@ -67,7 +54,8 @@ def cluster(address: str | None, n_cpus: int, n_gpus: float = 0) -> Iterator[dic
     if not joined:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        _start(address, n_cpus, n_gpus)
+        staged = tempfile.TemporaryDirectory(prefix="fabric-", ignore_cleanup_errors=True)
+        _start(address, n_cpus, n_gpus, Path(staged.name))
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
@@ -75,18 +63,23 @@ def cluster(address: str | None, n_cpus: int, n_gpus: float = 0) -> Iterator[dic
     finally:
         if not joined:
             ray.shutdown()
+            staged.cleanup()
 
 
-def _start(address: str | None, n_cpus: int, n_gpus: float) -> None:
+def _start(address: str | None, n_cpus: int, n_gpus: float, staged: Path) -> None:
+    """Start Ray from an empty folder: Ray puts the current one on every worker's path, where a user's own `models/`
+    would hide ours. The folder outlives the workers (MKL cannot load where the current directory is gone)."""
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     root = Path(__file__).resolve().parents[2]
-    with staged_folder() as folder:
+    before = Path.cwd()
+    os.chdir(staged)
+    try:
         if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
             ray.init(address=address or "auto", **quiet)
         elif address:
-            environment = {"py_modules": [str(root / p) for p in PACKAGES], "working_dir": str(folder)}
+            environment = {"py_modules": [str(root / p) for p in PACKAGES], "working_dir": str(staged)}
             ray.init(address=address, runtime_env=environment, **quiet)
         else:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -97,6 +90,8 @@ def _start(address: str | None, n_cpus: int, n_gpus: float) -> None:
                 object_store_memory=OBJECT_STORE_BYTES,
                 **quiet,
             )
+    finally:
+        os.chdir(before)
 
 
 @contextmanager

@@ -33,6 +33,10 @@ class Bridge:
         self.tasks: dict[str, Task] = {}
         self.interrupted = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles what it is given into its records, and none of this belongs there."""
+        return {}
+
     def interrupt(self) -> None:
         self.interrupted = True
         self.progress.interrupted()
