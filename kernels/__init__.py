@@ -10,8 +10,8 @@ def _refuse_namesake() -> None:
     except PackageNotFoundError:
         return
     raise ImportError(
-        "the package `kernels` of Hugging Face is installed and has the same import name as fabric's own `kernels`: "
-        "run `pip uninstall kernels` in this environment, or install experiment-fabric in a fresh one"
+        "the package `kernels` of Hugging Face is installed and has the same import name as fabric's own "
+        "`kernels`: run `pip uninstall kernels` in this environment, or install experiment-fabric in a fresh one"
     )
 
 

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from models.config import FFNConfig, MixerConfig, ModelConfig
     from models.cost import flops_per_token, n_params, state_bytes
     from models.decoder import CausalLM, CausalLMOutput, build
-    from models.sampling import generate
     from models.hf import from_hf, to_hf
     from models.presets import PRESETS, preset
+    from models.sampling import generate
 
 _HOME = {
     "ModelConfig": "config",

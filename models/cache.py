@@ -1,7 +1,7 @@
 """What a model remembers of a text while decoding: the key/value cache.
 
-Shapes: B batch, S remembered positions. Each layer keeps tensors (B, capacity, …), allocated once. A sliding window W
-keeps min(capacity, W) positions in a ring: position p lives in slot p mod W.
+Shapes: B batch, S remembered positions. Each layer keeps tensors (B, capacity, …), allocated once. A sliding
+window W keeps min(capacity, W) positions in a ring: position p lives in slot p mod W.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ class LayerState:
         self.is_ring = window is not None and window <= self.n_slots
 
     def append(self, new: Sequence[Tensor], start: int, ordered: bool) -> tuple[Tensor, ...]:
-        """Store tensors (B, T, …) of positions start … start+T-1; return all (B, S, …) that the T queries may see.
+        """Store tensors (B, T, …) of positions start … start+T-1; return all (B, S, …) that the T queries may
+        see.
 
-        They come in order of position, so that the queries are the last T of S. Only one query over a full ring
-        without `ordered` gets the slots as they lie: all of them are visible, their order does not matter.
+        They come in order of position, so that the queries are the last T of S. Only one query over a full
+        ring without `ordered` gets the slots as they lie: all of them are visible, their order does not
+        matter.
         """
         n_new = new[0].shape[1]
         if not self.is_ring:
@@ -58,8 +60,8 @@ class LayerState:
 class Cache:
     """The states of all layers for a batch of texts of up to `capacity` tokens.
 
-    Written by the model it is passed to; `n_tokens` is how many tokens it has seen. `capacity` defaults to the
-    config's `max_seq_len`. Raises ValueError for a capacity outside 1 … max_seq_len.
+    Written by the model it is passed to; `n_tokens` is how many tokens it has seen. `capacity` defaults to
+    the config's `max_seq_len`. Raises ValueError for a capacity outside 1 … max_seq_len.
     """
 
     def __init__(
@@ -89,20 +91,25 @@ class Cache:
         ]
 
     def nbytes(self) -> int:
-        """Bytes allocated for the states (the padding mask, one byte a token where one was given, is not counted)."""
+        """Bytes allocated for the states (the padding mask, one byte a token where one was given, is not
+        counted).
+        """
         return sum(x.nbytes for layer in self.layers for x in layer.tensors)
 
     def admit(self, batch_size: int, n_new: int, mask_BT: Tensor | None) -> Tensor | None:
-        """Check that a chunk fits and return the padding mask (B, tokens so far + T), or None when nothing is padded.
+        """Check that a chunk fits and return the padding mask (B, tokens so far + T), or None when nothing is
+        padded.
 
         `mask_BT` covers the new tokens or all tokens so far. Raises ValueError when the chunk does not fit.
         """
         if batch_size != self.batch_size:
-            raise ValueError(f"the cache was made for batches of {self.batch_size}, this one has {batch_size}")
+            raise ValueError(
+                f"the cache was made for batches of {self.batch_size}, this one has {batch_size}"
+            )
         total = self.n_tokens + n_new
         if total > self.capacity:
             raise ValueError(
-                f"the cache has room for {self.capacity} tokens, {total} are needed: make it with a larger capacity"
+                f"the cache has room for {self.capacity} tokens, {total} are needed: give it a larger capacity"
             )
         if mask_BT is None:
             if self.key_mask_BS is None:
@@ -113,7 +120,8 @@ class Cache:
             return mask_BT
         if mask_BT.shape[1] != n_new:
             raise ValueError(
-                f"attention_mask has {mask_BT.shape[1]} columns; give {n_new} (the new tokens) or {total} (all tokens)"
+                f"attention_mask has {mask_BT.shape[1]} columns; give {n_new} (the new tokens) or {total} "
+                "(all tokens so far)"
             )
         earlier = self.key_mask_BS
         if earlier is None:

@@ -27,8 +27,9 @@ NormPlacement = Literal["pre", "post", "sandwich", "postln"]
 class InitConfig(Config):
     """Initial values: matrices and embeddings normal(0, std), norm weights 1, biases 0.
 
-    `std` None: 1/sqrt(d_model) (SmolLM2). `depth_scaled`: the two projections that write to the residual stream get
-    std / sqrt(2 n_layers) (GPT-2). Each parameter is drawn by a generator keyed (seed, parameter name).
+    `std` None: 1/sqrt(d_model) (SmolLM2). `depth_scaled`: the two projections that write to the residual
+    stream get std / sqrt(2 n_layers) (GPT-2). Each parameter is drawn by a generator keyed (seed, parameter
+    name).
     """
 
     std: float | None = Field(default=0.02, gt=0)
@@ -38,9 +39,9 @@ class InitConfig(Config):
 class ModelConfig(Config):
     """A decoder: token embedding, `n_layers` blocks of mixer and feed-forward layer, final norm, output head.
 
-    `norm_placement`, with F the mixer or feed-forward layer and N a norm:
-    "pre" x + F(N(x)); "post" x + N(F(x)) (OLMo 2, arXiv 2501.00656); "sandwich" x + N(F(N(x))) (arXiv 2105.13290);
-    "postln" N(x + F(x)) (arXiv 1706.03762; the only one without a final norm).
+    `norm_placement`, with F the mixer or feed-forward layer and N a norm: "pre" x + F(N(x)); "post" x +
+    N(F(x)) (OLMo 2, arXiv 2501.00656); "sandwich" x + N(F(N(x))) (arXiv 2105.13290); "postln" N(x + F(x))
+    (arXiv 1706.03762; the only one without a final norm).
     """
 
     vocab_size: int = Field(gt=0)
@@ -70,7 +71,7 @@ def warnings(config: ModelConfig, seq_len: int) -> list[str]:
     window = config.mixer.window
     if window is not None and window >= seq_len:
         return [
-            f"mixer.window={window} has no effect: texts have {seq_len} tokens, so every earlier token is visible; "
-            f"use a window below {seq_len} or longer texts"
+            f"mixer.window={window} has no effect: texts have {seq_len} tokens, so every earlier token is "
+            f"visible; use a window below {seq_len} or longer texts"
         ]
     return []

@@ -19,7 +19,8 @@ def n_params(config: ModelConfig) -> int:
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:
-    """Forward FLOPs per token of matrix products, averaged over a text of `seq_len` tokens; a training step is 3×.
+    """Forward FLOPs per token of matrix products, averaged over a text of `seq_len` tokens; a training step
+    is 3×.
 
     A multiply-add is 2; attention counts visible pairs only; norms, activations and the softmax are left out.
     """
@@ -34,7 +35,8 @@ def state_bytes(config: ModelConfig, seq_len: int, dtype_bytes: int = 2) -> int:
 
 
 def saved_bytes(config: ModelConfig, batch: int, seq_len: int, dtype_bytes: int = 4) -> int:
-    """Bytes autograd keeps between forward and backward, from the ids to the final hidden states (these included).
+    """Bytes autograd keeps between forward and backward, from the ids to the final hidden states (these
+    included).
 
     Parameters and position tables are not counted. Holds for one dtype throughout (no autocast).
     """
@@ -55,13 +57,13 @@ def transient_bytes(
 ) -> int:
     """Bytes alive at the peak of a training step beside the saved ones, the parameters and their gradients.
 
-    The larger of: the loss over `head_rows` positions at once (default: all) with logits, log-probabilities and the
-    gradients of both; the backward of one feed-forward layer, with the gradients of its hidden activations and of the
-    residual stream.
+    The larger of: the loss over `head_rows` positions at once (default: all), with log-probabilities and the
+    gradients of these and of the logits (which nobody else may hold); the backward of one feed-forward layer,
+    with the gradients of its hidden activations.
     """
     rows = batch * seq_len
-    head = 4 * min(rows, head_rows or rows) * config.vocab_size
-    block = rows * (3 * config.ffn.d_ff + 2 * config.d_model)
+    head = 3 * min(rows, head_rows or rows) * config.vocab_size
+    block = rows * config.ffn.transient_elements(config.d_model)
     return max(head, block) * dtype_bytes
 
 

@@ -18,8 +18,9 @@ from models.rope import RotaryTable
 
 @dataclass
 class CausalLMOutput:
-    """`logits_BTN`; the cache that was given; hidden states (embedding, then each layer, the last one normed) and
-    attention weights_BHTS per layer, where asked for."""
+    """`logits_BTN`; the cache that was given; hidden states (embedding, then each layer, the last one normed)
+    and attention weights_BHTS per layer, where asked for.
+    """
 
     logits: Tensor
     cache: Cache | None = None
@@ -37,8 +38,8 @@ class CausalLM(nn.Module):
         super().__init__()
         if not config.causal:
             raise ValueError(
-                "causal=False cannot be built as a language model: every token would see the one it is to predict; "
-                "leave causal at true"
+                "causal=False cannot be built as a language model: every token would see the one it is to "
+                "predict; leave causal at true"
             )
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
@@ -74,8 +75,8 @@ class CausalLM(nn.Module):
     ) -> CausalLMOutput:
         """Logits of every position. `attention_mask_BT`: 1 for text, 0 for padding, which no token sees.
 
-        With a cache, the ids follow on what it holds, and it is advanced. Raises ValueError for texts longer than
-        `max_seq_len` or than the cache.
+        With a cache, the ids follow on what it holds, and it is advanced. Raises ValueError for texts longer
+        than `max_seq_len` or than the cache.
         """
         states: list[Tensor] | None = [] if output_hidden_states else None
         attentions: list[Tensor] | None = [] if output_attentions else None
@@ -146,8 +147,8 @@ class CausalLM(nn.Module):
 def build(config: ModelConfig, seed: int = 0, device: torch.device | str | None = None) -> CausalLM:
     """A model with its initial parameters (see `InitConfig`), in fp32, on `device` ("meta": shapes only).
 
-    Every parameter is drawn on the CPU by a generator of its own, so values depend on (seed, name, shape) alone: not
-    on the device, the order of construction, or the rest of the architecture.
+    Every parameter is drawn on the CPU by a generator of its own, so values depend on (seed, name, shape)
+    alone: not on the device, the order of construction, or the rest of the architecture.
     """
     model = uninitialised(config, device)
     if not model.embed.weight.is_meta:

@@ -1,7 +1,7 @@
 """Weights from and to Hugging Face `transformers`, where the same architecture exists there.
 
-`from_hf` and `to_hf` keep every weight bit for bit; logits agree to rounding (1e-5 in fp32). transformers is imported
-only when a model is exported.
+`from_hf` and `to_hf` keep every weight bit for bit; logits agree to rounding (1e-5 in fp32). transformers is
+imported only when a model is exported.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def _convertible() -> str:
 
 
 def from_hf(hf_model: Any) -> CausalLM:
-    """Our model with the weights of a `transformers` model (SmolLM and Llama, Qwen3, OLMo 2), same dtype and device.
+    """Our model with the weights of a `transformers` model (SmolLM and Llama, Qwen3, OLMo 2), same dtype and
+    device.
 
     Raises ValueError for other architectures, and for settings that ours does not have, each named.
     """
@@ -152,25 +153,26 @@ def _refuse_unknown_settings(hf: Any, family: _Family) -> None:
         problems.append("layer_types with sliding windows (only full_attention)")
     if problems:
         raise ValueError(
-            f"this {family.model_class} cannot be converted, it has settings ours lacks: " + "; ".join(problems)
+            f"this {family.model_class} cannot be converted, it has settings ours lacks: "
+            + "; ".join(problems)
         )
 
 
 def _family_of(config: ModelConfig) -> _Family:
-    mixer = config.mixer
+    mixer: Any = config.mixer
     plain = mixer.kind in ("mha", "gqa") and config.ffn.kind == "swiglu" and config.norm.kind == "rmsnorm"
     if plain and mixer.window is None:
+        own_width = mixer.head_dim is not None
+        divides = config.d_model % mixer.n_heads == 0  # transformers' Llama asks for it even with a head_dim
         for family in _FAMILIES:
-            own_width = getattr(mixer, "head_dim", None) is not None
-            fits = family.norm_placement == config.norm_placement and family.qk_norm == mixer.qk_norm  # type: ignore[attr-defined]
-            # Llama and Qwen3 take a head_dim; transformers' Llama wants heads that divide the width even so.
-            divides = config.d_model % mixer.n_heads == 0  # type: ignore[attr-defined]
+            fits = family.norm_placement == config.norm_placement and family.qk_norm == mixer.qk_norm
             if fits and (not own_width or (family.has_head_dim and (divides or family.qk_norm == "head"))):
                 return family
     raise ValueError(
-        f"no transformers class for mixer {mixer.kind} (window {mixer.window}, qk_norm "
-        f"{getattr(mixer, 'qk_norm', 'none')}), ffn {config.ffn.kind}, {config.norm.kind} "
-        f"{config.norm_placement}; what converts: mha or gqa without window, swiglu, rmsnorm, as {_convertible()}"
+        f"no transformers class for mixer {mixer.kind} (window {mixer.window}, head_dim "
+        f"{getattr(mixer, 'head_dim', None)}, qk_norm {getattr(mixer, 'qk_norm', 'none')}), "
+        f"ffn {config.ffn.kind}, {config.norm.kind} {config.norm_placement}; what converts: mha or gqa without "
+        f"window, swiglu, rmsnorm, as {_convertible()}"
     )
 
 

@@ -49,8 +49,9 @@ def parts_in(package: str, base: type[Part]) -> dict[str, type[Any]]:
     for info in pkgutil.iter_modules(importlib.import_module(package).__path__, package + "."):
         module = importlib.import_module(info.name)
         for _, item in inspect.getmembers(module, inspect.isclass):
-            own = item.__module__ == module.__name__ and issubclass(item, base) and item is not base
-            if not own or not get_args(item.model_fields["kind"].annotation):
+            if item.__module__ != module.__name__ or not issubclass(item, base) or item is base:
+                continue
+            if not get_args(item.model_fields["kind"].annotation):  # a base class of several parts
                 continue
             kind = kind_of(item)
             if kind in found:

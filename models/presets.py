@@ -1,7 +1,7 @@
 """Named architectures: published ones in their published shapes, and tiny ones of the same make.
 
-Sources: the `config.json` of HuggingFaceTB/SmolLM-135M and SmolLM2-135M (arXiv 2502.02737), Qwen/Qwen3-0.6B-Base
-(2505.09388), allenai/OLMo-2-0425-1B (2501.00656).
+Sources: the `config.json` of HuggingFaceTB/SmolLM-135M and SmolLM2-135M (arXiv 2502.02737),
+Qwen/Qwen3-0.6B-Base (2505.09388), allenai/OLMo-2-0425-1B (2501.00656).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ FAMILIES: dict[str, tuple[str, type[Part]]] = {
 
 
 class PartLine(NamedTuple):
-    """A part as listed: its YAML kind, the first line of its docstring, the arXiv ids this line names."""
+    """A part as listed: its YAML kind, what its docstring says first, the arXiv ids named there."""
 
     kind: str
     summary: str
@@ -29,5 +29,5 @@ def parts() -> dict[str, list[PartLine]]:
 
 
 def _line(kind: str, config_class: type[Part]) -> PartLine:
-    summary = (inspect.getdoc(config_class) or "").split("\n")[0]
+    summary = (inspect.getdoc(config_class) or "").split("\n\n")[0].replace("\n", " ")
     return PartLine(kind, summary, ", ".join(re.findall(r"\d{4}\.\d{4,5}", summary)))

@@ -23,10 +23,11 @@ def generate(
 ) -> Tensor:
     """The prompts with up to `max_new_tokens` tokens appended, ids (B, T + new).
 
-    `temperature` 0 is greedy. `top_k` keeps the k likeliest tokens, `top_p` the fewest that together reach p (arXiv
-    1904.09751), in this order. A text that drew `eos_id` is filled up with it; when all did, the loop ends. Prompts of
-    different lengths are padded on the left, with `attention_mask` (B, T) 0 there. Raises ValueError for arguments
-    out of range, a prompt padded on the right, or a text longer than the model's `max_seq_len`.
+    `temperature` 0 is greedy. `top_k` keeps the k likeliest tokens, `top_p` the fewest that together reach p
+    (arXiv 1904.09751), in this order. A text that drew `eos_id` is filled up with it; when all did, the loop
+    ends. Prompts of different lengths are padded on the left, with `attention_mask` (B, T) 0 there. Raises
+    ValueError for arguments out of range, a prompt padded on the right, or a text longer than the model's
+    `max_seq_len`.
     """
     _check(model, input_ids_BT, max_new_tokens, temperature, top_k, top_p, attention_mask)
     B, T = input_ids_BT.shape
@@ -81,7 +82,9 @@ def _check(
     attention_mask: Tensor | None,
 ) -> None:
     if input_ids_BT.ndim != 2 or input_ids_BT.shape[1] == 0:
-        raise ValueError(f"input ids have shape {tuple(input_ids_BT.shape)}; give (batch, tokens), at least one token")
+        raise ValueError(
+            f"input ids have shape {tuple(input_ids_BT.shape)}; give (batch, tokens), at least one token"
+        )
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens} is negative")
     if temperature < 0:
@@ -97,4 +100,6 @@ def _check(
             f"use max_new_tokens={max(0, limit - input_ids_BT.shape[1])} or a shorter prompt"
         )
     if attention_mask is not None and not bool(attention_mask[:, -1].all()):
-        raise ValueError("a prompt is padded on the right; pad on the left, so that new tokens follow the text")
+        raise ValueError(
+            "a prompt is padded on the right; pad on the left, so that new tokens follow the text"
+        )

@@ -6,13 +6,17 @@ import hashlib
 import io
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from fabric.store import Attempt, Checkpoint, TrialRecord
+
+if TYPE_CHECKING:
+    from fabric.planning.trial import TrialSpec
+    from models import CausalLM
 
 
 def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -74,6 +78,22 @@ def load_checkpoint(
 
     Raises ValueError when the checkpoint is of another architecture.
     """
+    load_weights(files, model)
+    optimizer.load_state_dict(_load(files["optimizer.pt"]))
+    return _load(files["state.pt"])
+
+
+def load_model(trial: TrialSpec, files: Mapping[str, bytes]) -> CausalLM:
+    """The model of a trial with a checkpoint's weights, on the trial's device."""
+    import models
+
+    model = models.build(trial.model, trial.seed, trial.device)
+    load_weights(files, model)
+    return model
+
+
+def load_weights(files: Mapping[str, bytes], model: nn.Module) -> None:
+    """Copy a checkpoint's weights into a model; ValueError when it is of another architecture."""
     tensors = safetensors.torch.load(files["model.safetensors"])
     own = unique_tensors(model)
     if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
@@ -87,8 +107,6 @@ def load_checkpoint(
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
-    optimizer.load_state_dict(_load(files["optimizer.pt"]))
-    return _load(files["state.pt"])
 
 
 def _dump(value: Any) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ from models.parts import Config, Part, union_of
 class OptimizerConfig(Part):
     """Base of the files in `fabric/train/optimizers/`. `lr` is the peak learning rate."""
 
+    STATE_BYTES_PER_PARAM: ClassVar[float]
     lr: Real = Field(gt=0)
 
     @abstractmethod

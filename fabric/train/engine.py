@@ -21,7 +21,7 @@ from fabric.train.stopping import Divergence
 
 if TYPE_CHECKING:
     from fabric.data import TokenCache
-    from fabric.plan.trial import TrialSpec
+    from fabric.planning.trial import TrialSpec
 
 T = TypeVar("T")
 # A loss scale halved this often in a row (65536 to 2**-24) meets gradients that are finite at no scale.

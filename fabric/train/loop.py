@@ -27,7 +27,7 @@ from fabric.train.recorder import Recorder
 
 if TYPE_CHECKING:
     from fabric.data import TokenCache
-    from fabric.plan.trial import TrialSpec
+    from fabric.planning.trial import TrialSpec
     from fabric.store import Attempt, Status, TrialRecord
 
 

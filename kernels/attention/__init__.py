@@ -26,7 +26,9 @@ def attention(
     Raises ValueError for an unknown backend or heads that do not group.
     """
     if q_BHTK.shape[1] % k_BGSK.shape[1]:
-        raise ValueError(f"{q_BHTK.shape[1]} query heads cannot share {k_BGSK.shape[1]} key/value heads evenly")
+        raise ValueError(
+            f"{q_BHTK.shape[1]} query heads cannot share {k_BGSK.shape[1]} key/value heads evenly"
+        )
     if backend == "reference":
         return reference.attention(
             q_BHTK, k_BGSK, v_BGSV, causal=causal, window=window, key_mask_BS=key_mask_BS, scale=scale

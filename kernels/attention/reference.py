@@ -1,8 +1,8 @@
 """Softmax attention, written out: the definition the other backends are held to.
 
-Shapes: B batch, H query heads, G key/value heads (G divides H), T queries, S keys, K query/key width, V value width.
-Queries are the *last* T of the S positions, so the same definition covers training (T = S), a chunk of a prefill and
-one step of decoding. Query head h reads key/value head h // (H / G).
+Shapes: B batch, H query heads, G key/value heads (G divides H), T queries, S keys, K query/key width, V value
+width. Queries are the *last* T of the S positions, so the same definition covers training (T = S), a chunk of
+a prefill and one step of decoding. Query head h reads key/value head h // (H / G).
 """
 
 from __future__ import annotations

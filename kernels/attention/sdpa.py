@@ -1,8 +1,8 @@
 """Attention through `F.scaled_dot_product_attention`, with the cheapest mask that says the same thing.
 
 Nothing visible is masked (one query, or no causality): no mask. Plain causal training: the `is_causal` flag.
-Otherwise an additive mask in the queries' dtype, kept between calls, so that all layers share one storage (a boolean
-mask is converted, and kept for backward, once per call).
+Otherwise an additive mask in the queries' dtype, kept between calls, so that all layers share one storage (a
+boolean mask is converted, and kept for backward, once per call).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def attention(
     mask, is_causal = _mask_of(q_BHTK, S, causal, window, key_mask_BS)
     scale = K**-0.5 if scale is None else scale
     if T == 1:
-        # One query a head: the heads of a group become the queries of one key/value head, nothing is repeated.
+        # One query a head: the heads of a group become the queries of one key/value head, unrepeated.
         q_BGrK = q_BHTK.reshape(B, G, H // G, K)
         out = F.scaled_dot_product_attention(q_BGrK, k_BGSK, v_BGSV, attn_mask=mask, scale=scale)
         return out.reshape(B, H, 1, V)

@@ -11,10 +11,10 @@ BACKENDS = ("auto", "reference", "cpu", "torch")
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float = 1e-5, *, backend: str = "auto") -> Tensor:
-    """Normalise x (…, D) to root mean square 1, times weight_D; computed in at least fp32, returned in x's dtype.
+    """x (…, D) normalised to root mean square 1, times weight_D; computed in at least fp32, in x's dtype.
 
-    `backend`: "auto" ("cpu" for CPU tensors, else "torch", PyTorch's own, fused on CUDA) or a name of `BACKENDS`.
-    Raises ValueError for others.
+    `backend`: "auto" ("cpu" for CPU tensors, else "torch", PyTorch's own, fused on CUDA) or a name of
+    `BACKENDS`. Raises ValueError for others.
     """
     if backend not in BACKENDS:
         raise ValueError(f"rms_norm backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")

@@ -1,8 +1,8 @@
 """RMSNorm for CPUs: backward through LayerNorm's fused kernel, and only x and 1/rms kept for it.
 
-`F.rms_norm` has no fused CPU backward: it keeps two copies of x and makes a dozen passes over them. LayerNorm's fused
-backward, told that the mean is 0, computes dx = rstd * (gw - mean(gw) - x̂ * mean(gw * x̂)) with gw = g * weight: it is
-RMSNorm's gradient but for the term -mean(gw), which is added back.
+`F.rms_norm` has no fused CPU backward: it keeps two copies of x and makes more passes over them.
+LayerNorm's fused backward, told that the mean is 0, computes dx = rstd * (gw - mean(gw) - x̂ * mean(gw * x̂))
+with gw = g * weight: it is RMSNorm's gradient but for the term -mean(gw), which is added back.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ def wide(x: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """y = x / sqrt(mean(x²) + eps) * weight over the last dimension, in x's dtype (arXiv 1910.07467 eq. 4)."""
+    """y = x / sqrt(mean(x²) + eps) * weight over the last dimension, in x's dtype (1910.07467 eq. 4)."""
     x_wide = wide(x)
     rstd = torch.rsqrt(x_wide.square().mean(dim=-1, keepdim=True) + eps)
     return (x_wide * rstd * wide(weight_D)).to(x.dtype)

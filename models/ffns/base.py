@@ -30,3 +30,7 @@ class FFNConfig(Part):
     @abstractmethod
     def saved_elements(self, d_model: int) -> int:
         """Numbers per token that backward keeps beside the layer's input."""
+
+    @abstractmethod
+    def transient_elements(self, d_model: int) -> int:
+        """Numbers per token alive at the peak of this layer's backward beside the saved ones."""

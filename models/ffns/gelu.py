@@ -29,6 +29,9 @@ class GELUConfig(FFNConfig):
     def saved_elements(self, d_model: int) -> int:
         return 2 * self.d_ff  # before and after the nonlinearity
 
+    def transient_elements(self, d_model: int) -> int:
+        return self.d_ff
+
 
 class GELUNetwork(nn.Module):
     """forward(x_BTD) -> y_BTD."""

@@ -27,6 +27,9 @@ class SwiGLUConfig(FFNConfig):
     def saved_elements(self, d_model: int) -> int:
         return 4 * self.d_ff  # gate, silu(gate), up, their product
 
+    def transient_elements(self, d_model: int) -> int:
+        return 2 * self.d_ff  # gradients of the product and of one factor
+
 
 class SwiGLU(nn.Module):
     """forward(x_BTD) -> y_BTD."""

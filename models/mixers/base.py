@@ -1,7 +1,7 @@
 """What every sequence mixer declares: its fields' checks, its layer, its costs.
 
-Shapes: B batch, T queries, S keys, D model width, H query heads, G key/value heads, K query/key width a head, V value
-width a head, R rotated width.
+Shapes: B batch, T queries, S keys, D model width, H query heads, G key/value heads, K query/key width a head,
+V value width a head, R rotated width.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class Step:
     """What one forward pass tells every mixer: where its tokens stand, what is padding, what was asked for.
 
-    `rotation` is RoPE's for the T new tokens, `all_rotation` for all positions so far; None where nothing rotates.
-    `attentions` collects weights_BHTS when they were asked for.
+    `rotation` is RoPE's for the T new tokens, `all_rotation` for all positions so far; None where nothing
+    rotates. `attentions` collects weights_BHTS when they were asked for.
     """
 
     start: int = 0
@@ -92,9 +92,9 @@ class MixerConfig(Part):
 class AttentionConfig(MixerConfig):
     """Fields common to softmax attention: heads, RoPE, sliding window, normalisation of queries and keys.
 
-    `window` W: a token sees W keys, itself included (None: all). `qk_norm`: RMSNorm of queries and keys before RoPE,
-    per head with shared weights ("head": Qwen3, arXiv 2505.09388) or over all heads at once ("full": OLMo 2,
-    arXiv 2501.00656).
+    `window` W: a token sees W keys, itself included (None: all). `qk_norm`: RMSNorm of queries and keys
+    before RoPE, per head with shared weights ("head": Qwen3, arXiv 2505.09388) or over all heads at once
+    ("full": OLMo 2, arXiv 2501.00656).
     """
 
     n_heads: int = Field(gt=0)
@@ -117,8 +117,8 @@ class AttentionConfig(MixerConfig):
             )
         if self.rotated_width(d_model) % 2:
             raise ValueError(
-                f"mixer.head_dim={self.head_width(d_model)} is odd, RoPE turns pairs: make d_model / n_heads even, "
-                "or set an even mixer.head_dim"
+                f"mixer.head_dim={self.head_width(d_model)} is odd, RoPE turns pairs: make d_model / n_heads "
+                "even, or set an even mixer.head_dim"
             )
 
     def qk_norm_widths(self, n_query: int, n_key: int, width: int) -> tuple[int, int]:
@@ -196,7 +196,9 @@ def in_order(step: Step) -> bool:
     return step.key_mask_BS is not None or step.attentions is not None
 
 
-def remember(state: LayerState | None, new: tuple[Tensor, ...], step: Step, ordered: bool) -> tuple[Tensor, ...]:
+def remember(
+    state: LayerState | None, new: tuple[Tensor, ...], step: Step, ordered: bool
+) -> tuple[Tensor, ...]:
     """All tensors the new tokens may see: the new ones alone without a state, else with what it holds."""
     return new if state is None else state.append(new, step.start, ordered)
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 class GQAConfig(GroupedHeads):
-    """Grouped-query attention: query heads share key/value heads (arXiv 2305.13245); 1 is multi-query (1911.02150)."""
+    """Grouped-query attention: query heads share key/value heads (arXiv 2305.13245); 1 is multi-query
+    (1911.02150).
+    """
 
     kind: Literal["gqa"]
     n_kv_heads: int = Field(gt=0)
@@ -30,7 +32,9 @@ class GQAConfig(GroupedHeads):
 
 
 class GroupedAttention(nn.Module):
-    """Softmax attention with RoPE: forward(x_BTD, step, state) -> y_BTD. Query head h reads group h // (H / G)."""
+    """Softmax attention with RoPE: forward(x_BTD, step, state) -> y_BTD. Query head h reads group h // (H /
+    G).
+    """
 
     def __init__(self, config: GroupedHeads, d_model: int, eps: float) -> None:
         super().__init__()

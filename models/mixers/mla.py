@@ -19,10 +19,11 @@ LATENT_EPS = 1e-6  # fixed in the published code, whatever the model's own eps
 
 
 class MLAConfig(AttentionConfig):
-    """Multi-head latent attention: keys and values from one cached latent, RoPE on a part of its own (2405.04434).
+    """Multi-head latent attention: keys and values from one cached latent, RoPE on a part of its own
+    (2405.04434).
 
-    `qk_norm` acts on the position-free parts; it forbids absorbed decoding (the norm of a key needs the key), so keys
-    are expanded from the latent at every step.
+    `qk_norm` acts on the position-free parts; it forbids absorbed decoding (the norm of a key needs the key),
+    so keys are expanded from the latent at every step.
     """
 
     kind: Literal["mla"]
@@ -79,14 +80,15 @@ class MLAConfig(AttentionConfig):
     def saved_elements(self, d_model: int) -> int:
         H, C, K, V, nope = self.n_heads, self.kv_latent_dim, self.qk_width, self.v_head_dim, self.qk_nope_dim
         wide = max(K, V)
-        expanded = H * (nope + V)
-        n = 2 * H * wide + H * V + H  # queries, keys, attention's output; log-sum-exp
+        n = 3 * H * wide + H  # queries, keys, attention's output; log-sum-exp
         n += (C + self.qk_rope_dim) + 1 + C  # latent before and after its norm
         n += 2 * (self.q_latent_dim or 0) + (self.q_latent_dim is not None)
+        if V != K:
+            n += H * V  # the output in its layout for the last projection
         if V < K:
-            n += 2 * H * K  # values and output padded to the keys' width
+            n += H * K  # values padded to the keys' width
         if V >= K or self.qk_norm == "head":
-            n += expanded  # a view of the expansion is kept, hence all of it
+            n += H * (nope + V)  # a view of the expansion is kept, hence all of it
         if self.qk_norm == "head":
             n += H * K + 2 * H
         elif self.qk_norm == "full":
@@ -97,8 +99,9 @@ class MLAConfig(AttentionConfig):
 class LatentAttention(nn.Module):
     """forward(x_BTD, step, state) -> y_BTD. C latent, N position-free and R rotated width, V value width.
 
-    Training expands keys and values from the latent. Decoding keeps (latent, rotated key) and, where it is cheaper,
-    moves the expansion to the queries and the output: score = (W_UK^T q)·c + q_R·k_R, out = W_UV Σ a c (§2.1.2).
+    Training expands keys and values from the latent. Decoding keeps (latent, rotated key) and, where it is
+    cheaper, moves the expansion to the queries and the output: score = (W_UK^T q)·c + q_R·k_R, out = W_UV Σ a
+    c (§2.1.2).
     """
 
     def __init__(self, config: MLAConfig, d_model: int, eps: float) -> None:
@@ -158,7 +161,9 @@ class LatentAttention(nn.Module):
         expanded = n_keys * C * up + n_queries * n_keys * (config.qk_width + config.v_head_dim)
         return absorbed < expanded
 
-    def _expanded(self, qn_BTHN: Tensor, qr_BTHR: Tensor, c_BSC: Tensor, kr_BS1R: Tensor, step: Step) -> Tensor:
+    def _expanded(
+        self, qn_BTHN: Tensor, qr_BTHR: Tensor, c_BSC: Tensor, kr_BS1R: Tensor, step: Step
+    ) -> Tensor:
         config = self.config
         kv = self.kv_up(c_BSC).unflatten(-1, (config.n_heads, -1))
         kn_BSHN, v_BSHV = kv.split((config.qk_nope_dim, config.v_head_dim), dim=-1)

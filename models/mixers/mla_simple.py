@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 
 class MLASimpleConfig(AttentionConfig):
-    """Latent attention, simple form: c = RMSNorm(W_c x), [k; v] = W_u c, full queries (after arXiv 2405.04434).
+    """Latent attention, simple form: c = RMSNorm(W_c x), [k; v] = W_u c, full queries (after arXiv
+    2405.04434).
 
-    `position` "rope_on_expanded_k" rotates queries and expanded keys: the cache holds c and keys are expanded and
-    rotated anew at every step. "nope" has no positions (order is lost but for causality) and decodes absorbed.
+    `position` "rope_on_expanded_k" rotates queries and expanded keys: the cache holds c and keys are expanded
+    and rotated anew at every step. "nope" has no positions (order is lost but for causality) and decodes
+    absorbed.
     """
 
     kind: Literal["mla_simple"]
@@ -98,7 +100,9 @@ class SimpleLatentAttention(nn.Module):
         k_BSX, v_BSX = self.kv_up(c_BSC.to(c_BTC.dtype)).chunk(2, dim=-1)
         k_BSHK = self._normed(k_BSX, "k_norm")
         if step.rotation is not None:
-            cos, signed_sin = step.rotation if state is None or step.all_rotation is None else step.all_rotation
+            cos, signed_sin = (
+                step.rotation if state is None or step.all_rotation is None else step.all_rotation
+            )
             k_BSHK = rotate(k_BSHK, (cos[..., -n_keys:, :, :], signed_sin[..., -n_keys:, :, :]))
         v_BSHK = v_BSX.unflatten(-1, (config.n_heads, self.width))
         return self.o(attend(q_BTHK, k_BSHK, v_BSHK, step, config.window).flatten(-2))

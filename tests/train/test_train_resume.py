@@ -20,6 +20,7 @@ from train_kit import (
     train_in_child,
 )
 
+from fabric.evaluate import lm
 from fabric.store import FINISHED, RUNNING
 from fabric.train import checkpoint, loop
 from fabric.train.directive import CheckpointAndExit
@@ -197,3 +198,12 @@ def test_equal_weights_have_equal_hashes(prepared):
     models = [Engine(make_trial(data, cache, seed=seed), cache).model for seed in (1, 1, 2)]
     hashes = [checkpoint.parameter_hash(model) for model in models]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_checkpoint_s_weights_load_without_a_run(prepared, store):
+    data, cache = prepared
+    trial = make_trial(data, cache, steps=3)
+    outcome = loop.run(trial, store.trial(trial.id), cache)
+    model = checkpoint.load_model(trial, final_files(store.trial(trial.id)))
+    again = lm.score(model, cache, "validation", trial.data.seq_len, trial.evaluate.final_val_tokens)
+    assert again.loss == pytest.approx(outcome.final["val_loss"], abs=1e-6)

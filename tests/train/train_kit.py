@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fabric.data import DataConfig, TokenCache, prepare
-from fabric.plan.trial import TrialSpec
+from fabric.planning.trial import TrialSpec
 from fabric.store import Store, TrialRecord
 from fabric.train import checkpoint, loop
 from fabric.train.config import OptimizerConfig

@@ -1,0 +1,53 @@
+"""The test split: read once per trial, at the end, after every decision has been taken on the validation split."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fabric.data import TokenCache
+    from fabric.planning.trial import TrialSpec
+    from fabric.store import TrialRecord
+
+
+def test_key(spec: TrialSpec) -> str:
+    """The key under which a trial's reading of the test split is kept."""
+    return f"test-{spec.evaluate.test_tokens or 'all'}"
+
+
+def read_test_split(spec: TrialSpec, record: TrialRecord, cache: TokenCache) -> dict[str, Any]:
+    """Score the test split with a finished trial's last weights, and keep the result in its record.
+
+    A result that is there already is returned as it is. Raises RuntimeError when the trial has no checkpoint.
+    """
+    import torch
+
+    from fabric.evaluate.lm import score
+    from fabric.train.checkpoint import load_model
+
+    taken = record.evaluation(test_key(spec))
+    if taken is not None:
+        return taken
+    torch.set_num_threads(spec.threads)
+    found = record.newest_checkpoint()
+    if found is None:
+        raise RuntimeError(f"trial {record.id} has no checkpoint to read the test split with")
+    checkpoint, files = found
+    model = load_model(spec, files)
+    result = score(
+        model,
+        cache,
+        "test",
+        spec.data.seq_len,
+        max_tokens=spec.evaluate.test_tokens,
+        precision=spec.train.precision,
+    )
+    body = {
+        "step": checkpoint.step,
+        "test_loss": result.loss,
+        "test_perplexity": result.perplexity,
+        "test_bits_per_byte": result.bits_per_byte,
+        "n_tokens": result.n_tokens,
+    }
+    record.write_evaluation(test_key(spec), body)
+    return body

@@ -1,0 +1,197 @@
+"""A YAML document that remembers which line every value came from, through merges and overrides."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Path_ = tuple[str | int, ...]
+MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 50_000, 40
+
+
+class JobError(ValueError):
+    """What is wrong with a job: one line a mistake, each with its place, what is allowed and the fix."""
+
+    def __init__(self, messages: list[str]) -> None:
+        super().__init__("\n".join(messages))
+        self.messages = messages
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where a value was written: a file and line, or the name of another source (a preset, `--set`)."""
+
+    source: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}"
+
+
+@dataclass
+class Document:
+    """Plain data with a mark per path."""
+
+    data: Any
+    marks: dict[Path_, Mark] = field(default_factory=dict)
+
+    def copy(self) -> Document:
+        return Document(copy.deepcopy(self.data), dict(self.marks))
+
+    def mark(self, path: Path_) -> Mark | None:
+        """The mark of a path, or of the nearest thing around it."""
+        for n in range(len(path), -1, -1):
+            if path[:n] in self.marks:
+                return self.marks[path[:n]]
+        return None
+
+    def at(self, path: Path_) -> Any:
+        """The value at a path; KeyError when there is none."""
+        value = self.data
+        for key in path:
+            if isinstance(value, Mapping) and key in value:
+                value = value[key]
+            elif isinstance(value, list) and isinstance(key, int) and key < len(value):
+                value = value[key]
+            else:
+                raise KeyError(key)
+        return value
+
+    def sub(self, path: Path_) -> Document:
+        """The document below a path, with its marks; an empty mapping when there is none."""
+        n = len(path)
+        try:
+            data = copy.deepcopy(self.at(path))
+        except KeyError:
+            data = {}
+        marks = {p[n:]: m for p, m in self.marks.items() if p[:n] == path}
+        outer = self.mark(path)
+        if () not in marks and outer:
+            marks[()] = outer
+        return Document(data, marks)
+
+    def put(self, path: Path_, value: Document) -> None:
+        """Set the value at a path, by the rules of `merge`; mappings on the way are made."""
+        into_list = [i for i, key in enumerate(path) if isinstance(key, int)]
+        if into_list:
+            n = into_list[-1] + 1
+            inner = Document(self.at(path[:n]), {p[n:]: m for p, m in self.marks.items() if p[:n] == path[:n]})
+            inner.put(path[n:], value)
+            self.at(path[: n - 1])[path[n - 1]] = inner.data
+            self.marks = {p: m for p, m in self.marks.items() if p[:n] != path[:n]}
+            self.marks.update({(*path[:n], *p): m for p, m in inner.marks.items()})
+            return
+        for key in reversed(path):
+            value = Document({key: value.data}, {(key, *p): m for p, m in value.marks.items()})
+        self.merge(value)
+
+    def merge(self, other: Document) -> None:
+        """Lay another document over this one.
+
+        Mappings merge key by key; anything else replaces. A mapping that names a `kind` replaces the part that was
+        there; a bare `kind: x` put on a part of another kind keeps the fields that kind has too (`families`).
+        """
+        self.data = self._merged(self.data, other.data, (), other.marks)
+
+    def _merged(self, mine: Any, theirs: Any, path: Path_, marks: dict[Path_, Mark]) -> Any:
+        whole = isinstance(theirs, Mapping) and "kind" in theirs and len(theirs) > 1
+        if isinstance(mine, dict) and isinstance(theirs, Mapping) and set(theirs) == {"kind"} != set(mine):
+            from fabric.job.families import switch_kind
+
+            mine = switch_kind(str(path[-1]) if path else "", mine, theirs["kind"])
+        if isinstance(mine, dict) and isinstance(theirs, Mapping) and not whole:
+            if path in marks and path not in self.marks:
+                self.marks[path] = marks[path]
+            for key, value in theirs.items():
+                mine[key] = self._merged(mine.get(key), value, (*path, key), marks)
+            return mine
+        n = len(path)
+        for old in [p for p in self.marks if p[:n] == path]:
+            del self.marks[old]
+        self.marks.update({p: m for p, m in marks.items() if p[:n] == path})
+        return copy.deepcopy(theirs)
+
+
+def from_data(data: Any, mark: Mark) -> Document:
+    """A document whose every value has the same mark (a preset, a `--set`)."""
+    return Document(copy.deepcopy(data), {(): mark})
+
+
+def read_yaml(path: Path) -> Document:
+    """Read a job file: safe YAML, bounded in size, depth and expansion, no duplicate keys.
+
+    Raises JobError with file and line for anything else.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise JobError([f"{path}: cannot be read: {error.strerror or error}"]) from None
+    if len(raw) > MAX_BYTES:
+        raise JobError([f"{path}: {len(raw)} bytes; a job file has at most {MAX_BYTES}"])
+    try:
+        text = raw.decode("utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise JobError([f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8"]) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise JobError([f"{where}: not YAML: {error.problem or error.context}"]) from None
+    except yaml.YAMLError as error:
+        raise JobError([f"{path}: not YAML: {str(error).splitlines()[0]}"]) from None
+    except RecursionError:
+        raise JobError([f"{path}: nested more than {MAX_DEPTH} levels deep"]) from None
+    if not isinstance(node, yaml.MappingNode):
+        raise JobError([f"{path}:1: a job file is a mapping with the keys schema, name, base, search, …"])
+    return _Reader(str(path)).document(node)
+
+
+class _Reader:
+    """Builds data and marks from YAML nodes, counting what anchors expand to."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.loader = yaml.SafeLoader("")
+        self.marks: dict[Path_, Mark] = {}
+        self.n_nodes = 0
+
+    def document(self, node: yaml.Node) -> Document:
+        return Document(self._value(node, ()), self.marks)
+
+    def _fail(self, node: yaml.Node, message: str) -> JobError:
+        return JobError([f"{self.source}:{node.start_mark.line + 1}: {message}"])
+
+    def _value(self, node: yaml.Node, path: Path_) -> Any:
+        self.n_nodes += 1
+        if self.n_nodes > MAX_NODES:
+            raise self._fail(node, f"more than {MAX_NODES} values; are anchors expanding into each other?")
+        if len(path) > MAX_DEPTH:
+            raise self._fail(node, f"nested more than {MAX_DEPTH} levels deep")
+        self.marks.setdefault(path, Mark(self.source, node.start_mark.line + 1))
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._value(item, (*path, i)) for i, item in enumerate(node.value)]
+        try:
+            return self.loader.construct_object(node)  # type: ignore[no-untyped-call]
+        except (yaml.YAMLError, ValueError) as error:
+            problem = getattr(error, "problem", None) or error
+            raise self._fail(node, f"{node.value!r} cannot be read: {problem}") from None
+
+    def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Any]:
+        self.loader.flatten_mapping(node)
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise self._fail(key_node, "a key must be plain text")
+            key = str(key_node.value)
+            if key in result:
+                raise self._fail(key_node, f"{key!r} is written twice in the same mapping")
+            self.marks[(*path, key)] = Mark(self.source, key_node.start_mark.line + 1)
+            result[key] = self._value(value_node, (*path, key))
+        return result

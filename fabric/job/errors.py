@@ -1,0 +1,126 @@
+"""From pydantic's errors to one line a mistake: place, value, what is allowed, the nearest valid name."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from fabric.job.document import Document, JobError, Path_
+from models.parts import nearest
+
+MISTAKES_SHOWN = 12
+
+
+def validate(config_class: type[Any], document: Document, prefix: Path_ = ()) -> Any:
+    """Validate a document as a config; `prefix` is where the document sits in the job.
+
+    Raises JobError with one line a mistake.
+    """
+    try:
+        return config_class.model_validate(document.data)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            path, model = _walk(config_class, document.data, item["loc"])
+            lines.append(_line(item, path, model, document, prefix))
+        raise JobError(list(dict.fromkeys(lines))[:MISTAKES_SHOWN]) from None
+
+
+def explain(document: Document, path: Path_, message: str, prefix: Path_ = ()) -> JobError:
+    """An error about the value at a path of a document."""
+    return JobError([f"{_place(document, path)}{dotted((*prefix, *path))}: {message}"])
+
+
+def dotted(path: Path_) -> str:
+    """('search', 'axes', 0, 'path') -> 'search.axes[0].path'."""
+    text = ""
+    for key in path:
+        text += f"[{key}]" if isinstance(key, int) else (f".{key}" if text else key)
+    return text or "the job"
+
+
+def _place(document: Document, path: Path_) -> str:
+    mark = document.mark(path)
+    return f"{mark}: " if mark else ""
+
+
+def _walk(config_class: Any, data: Any, loc: tuple[Any, ...]) -> tuple[Path_, type[BaseModel] | None]:
+    """The real path behind pydantic's location (union tags taken out), and the model that owns its last key."""
+    path: list[str | int] = []
+    annotation: Any = config_class
+    owner: type[BaseModel] | None = None
+    for key in loc:
+        model = _model_of(annotation, data)
+        fields = {f.alias or n: f for n, f in model.model_fields.items()} if model else {}
+        if key in fields:
+            annotation = fields[key].annotation
+            data = data.get(key) if isinstance(data, Mapping) else None
+        elif isinstance(data, Mapping) and key in data:
+            annotation, data = (None if model else annotation), data[key]
+        elif isinstance(data, list) and isinstance(key, int) and key < len(data):
+            data = data[key]
+        else:
+            continue  # the tag of a union's branch
+        owner = model
+        path.append(key)
+    return tuple(path), owner
+
+
+def _model_of(annotation: Any, data: Any) -> type[BaseModel] | None:
+    """The model class that data is meant for: unions are told apart by `kind`, containers looked into."""
+    found: list[type[BaseModel]] = []
+
+    def collect(kind: Any) -> None:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found.append(kind)
+        elif get_origin(kind) is Annotated:
+            collect(get_args(kind)[0])
+        elif get_origin(kind) in (Union, types.UnionType, list, tuple, dict):
+            for inner in get_args(kind):
+                collect(inner)
+
+    collect(annotation)
+    if len(found) > 1 and isinstance(data, Mapping):
+        for model in found:
+            field = model.model_fields.get("kind")
+            if field is not None and data.get("kind") in get_args(field.annotation):
+                return model
+        keys = set(data)
+        found.sort(key=lambda m: -len(keys & set(m.model_fields)))
+    return found[0] if found else None
+
+
+def _line(
+    item: Any, path: Path_, model: type[BaseModel] | None, document: Document, prefix: Path_
+) -> str:
+    where = f"{_place(document, path)}{dotted((*prefix, *path))}"
+    kind, value, message = item["type"], item.get("input"), item["msg"]
+    if kind == "extra_forbidden":
+        allowed = [f.alias or n for n, f in model.model_fields.items()] if model else []
+        return f"{where}: unknown key {path[-1]!r}{_did_you_mean(str(path[-1]), allowed)}{_allowed(allowed)}"
+    if kind == "missing":
+        return f"{where}: missing; add it"
+    if kind == "union_tag_invalid":
+        given = item["ctx"]["tag"]
+        allowed = [t.strip().strip("'") for t in item["ctx"]["expected_tags"].split(",")]
+        return f"{where}.kind = {given!r}: unknown kind{_did_you_mean(given, allowed)}{_allowed(allowed)}"
+    if kind == "union_tag_not_found":
+        return f"{where}: missing `kind`; say which one is meant"
+    if kind == "literal_error":
+        allowed = [t.strip().strip("'") for t in item["ctx"]["expected"].replace(" or ", ",").split(",")]
+        return f"{where} = {value!r}: not allowed{_did_you_mean(str(value), allowed)}{_allowed(allowed)}"
+    message = message.removeprefix("Value error, ")
+    shown = "" if isinstance(value, Mapping | list | BaseModel) or value is None else f" = {value!r}"
+    return f"{where}{shown}: {message}"
+
+
+def _did_you_mean(given: str, allowed: list[str]) -> str:
+    close = nearest(given, allowed)
+    return f"; did you mean {close!r}?" if close else ""
+
+
+def _allowed(names: list[str]) -> str:
+    return f" (allowed: {', '.join(names)})" if names else ""

@@ -1,0 +1,213 @@
+"""Load a job: read the file, lay its scale and the overrides on, validate, and turn arms into configurations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fabric.data import vocab_size
+from fabric.data.config import DataConfig
+from fabric.evaluate.config import EvaluateConfig
+from fabric.job.document import Document, JobError, Mark, from_data, read_yaml
+from fabric.job.errors import explain, validate
+from fabric.job.schema import SECTIONS, BaseSection, JobConfig, base_path
+from fabric.train.config import TrainConfig
+from models.config import ModelConfig
+from models.parts import nearest
+from models.presets import PRESETS
+
+
+@dataclass(frozen=True)
+class Override:
+    """One value put at one path, and where it was written."""
+
+    path: str
+    value: Any
+    mark: Mark
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One arm's complete settings, before a seed and a data key make trials of it."""
+
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """A validated job with the document it came from (every value still knows its line)."""
+
+    config: JobConfig
+    document: Document
+    source: Path | None
+    scale: str | None
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    def configure(self, overrides: Sequence[Override] = ()) -> Configuration:
+        """The configuration of an arm: the base with overrides laid on, in order.
+
+        Raises JobError with the line of whatever is wrong, be it in the base, a preset or an override.
+        """
+        base = self.document.sub(("base",))
+        for override in overrides:
+            path = base_path(override.path)
+            if path[0] != "base":
+                message = f"{override.path!r} is not below {', '.join(SECTIONS)}{_close(str(path[0]), SECTIONS)}"
+                raise JobError([f"{override.mark}: {message}"])
+            base.put(path[1:], from_data(override.value, override.mark))
+        section = validate(BaseSection, base, ("base",))
+        folder = self.source.parent if self.source else Path.cwd()
+        data = _with_paths(section.data, folder, base)
+        evaluate = _evaluate_paths(section.evaluate, folder)
+        model = self._model(base, data)
+        if data.seq_len > model.max_seq_len:
+            raise explain(
+                base, ("data", "seq_len"),
+                f"{data.seq_len} is longer than the model's max_seq_len={model.max_seq_len}; "
+                "shorten it or raise model.max_seq_len", ("base",),
+            )  # fmt: skip
+        return Configuration(model, data, section.train, evaluate)
+
+    def _model(self, base: Document, data: DataConfig) -> ModelConfig:
+        given = base.sub(("model",))
+        name = given.data.pop("preset", None)
+        document = Document({})
+        if name is not None:
+            if name not in PRESETS:
+                message = f"no preset {name!r}{_close(str(name), list(PRESETS))} (allowed: {', '.join(PRESETS)})"
+                raise explain(base, ("model", "preset"), message, ("base",))
+            preset = PRESETS[name]
+            body = preset if isinstance(preset, Mapping) else preset.model_dump()
+            mark = base.mark(("model", "preset"))
+            document = from_data(dict(body), Mark(f"{mark} (preset {name})"))
+        given_vocabulary = given.data.get("vocab_size")
+        document.merge(given)
+        size = vocab_size(data)
+        if given_vocabulary is None:
+            document.data["vocab_size"] = size
+        elif isinstance(given_vocabulary, int) and given_vocabulary < size:
+            raise explain(
+                base, ("model", "vocab_size"),
+                f"{given_vocabulary} is smaller than the tokenizer's {size}; leave it out or raise it", ("base",),
+            )  # fmt: skip
+        model: ModelConfig = validate(ModelConfig, document, ("base", "model"))
+        return model
+
+
+def _with_paths(data: DataConfig, folder: Path, base: Document) -> DataConfig:
+    from fabric.data.config import resolve_paths
+
+    try:
+        return resolve_paths(data, folder)
+    except ValueError as error:
+        raise explain(base, ("data", "corpus"), str(error), ("base",)) from None
+
+
+def _evaluate_paths(evaluate: EvaluateConfig, folder: Path) -> EvaluateConfig:
+    pairs = evaluate.minimal_pairs
+    if pairs is None or pairs.is_absolute():
+        return evaluate
+    here = folder / pairs if (folder / pairs).exists() else pairs
+    return evaluate.model_copy(update={"minimal_pairs": here.resolve()})
+
+
+def load_job(
+    source: str | Path | Mapping[str, Any], scale: str | None = None, overrides: Iterable[str] = ()
+) -> Job:
+    """Load a job file (or a mapping of the same form) at a scale, with `--set path=value` overrides.
+
+    Raises JobError: one line a mistake, with file, line, key, what is allowed and the nearest valid name.
+    """
+    if isinstance(source, Mapping):
+        path, document = None, from_data(json.loads(json.dumps(source)), Mark("job"))
+    else:
+        path = Path(source)
+        document = read_yaml(path)
+    scales = document.sub(("scales",))
+    document.data.pop("scales", None)
+    document.marks = {p: m for p, m in document.marks.items() if p[:1] != ("scales",)}
+    if not isinstance(scales.data, dict):
+        raise explain(scales, (), "must be a mapping of scale names to overrides", ("scales",))
+    _lay_scale(document, scales, scale)
+    for text in overrides:
+        _lay_set(document, text)
+    config = validate(JobConfig, document)
+    job = Job(config, document, path, scale)
+    job.configure()
+    return job
+
+
+def scale_names(source: str | Path) -> list[str]:
+    """The names of a job file's scales."""
+    scales = read_yaml(Path(source)).data.get("scales") or {}
+    return list(scales)
+
+
+def _lay_scale(document: Document, scales: Document, scale: str | None) -> None:
+    for name, body in scales.data.items():
+        if body is not None and not isinstance(body, dict):
+            raise explain(scales, (name,), "a scale is a mapping of paths to values", ("scales",))
+    if scale is None:
+        return
+    if scale not in scales.data:
+        names = list(scales.data)
+        known = f" (allowed: {', '.join(names)})" if names else "; the job defines none"
+        raise JobError([f"--scale {scale}: no such scale{_close(scale, names)}{known}"])
+    for text, value in (scales.data[scale] or {}).items():
+        inner = scales.sub((scale, text))
+        _put(document, str(text), Document(value, inner.marks), str(scales.mark((scale, text))))
+
+
+def _lay_set(document: Document, text: str) -> None:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise JobError([f"--set {text}: write it as path=value, for example train.tokens=2M"])
+    try:
+        data = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise JobError([f"--set {text}: {value!r} is not a YAML value"]) from None
+    _put(document, name.strip(), from_data(data, Mark(f"--set {text}")), f"--set {text}")
+
+
+def _put(document: Document, text: str, value: Document, where: str) -> None:
+    path = base_path(text)
+    allowed = [*(f.alias or n for n, f in JobConfig.model_fields.items()), *SECTIONS]
+    if path[0] not in allowed:
+        raise JobError(
+            [f"{where}: {text!r} points nowhere{_close(str(path[0]), allowed)} (allowed: {', '.join(allowed)})"]
+        )
+    document.put(_named_items(document, path), value)
+
+
+def _named_items(document: Document, path: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """Take names for positions in lists of named things: search.phases.norm.keep -> search.phases[1].keep."""
+    found: list[str | int] = []
+    for key in path:
+        try:
+            here = document.at(tuple(found))
+        except KeyError:
+            here = None
+        if isinstance(here, list) and isinstance(key, str):
+            names = [item.get("name") if isinstance(item, dict) else None for item in here]
+            if key not in names:
+                known = [str(n) for n in names if n]
+                raise JobError([f"{'.'.join(map(str, path))}: no item named {key!r}{_close(key, known)}"])
+            key = names.index(key)
+        found.append(key)
+    return tuple(found)
+
+
+def _close(given: str, allowed: Sequence[str]) -> str:
+    close = nearest(given, list(allowed))
+    return f"; did you mean {close!r}?" if close else ""

@@ -1,0 +1,242 @@
+"""The job file's schema: what to compare, how to search, on what resources, at which scales."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from fabric.data.config import DataConfig
+from fabric.evaluate.config import EvaluateConfig
+from fabric.job.units import Real
+from fabric.planning.stopping.base import StoppingRule
+from fabric.planning.stopping.fifo import Fifo
+from fabric.train.config import TrainConfig
+from models.parts import Config, union_of
+
+SCHEMA = 1
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+SECTIONS = ("model", "data", "train", "evaluate")
+
+if TYPE_CHECKING:
+    Stopping = StoppingRule
+else:
+    Stopping = union_of("fabric.planning.stopping", StoppingRule)
+
+
+class BaseSection(Config):
+    """The configuration every arm starts from. `model` may name a `preset` and override parts of it."""
+
+    model: dict[str, Any]
+    data: DataConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+class ArmConfig(Config):
+    """A named set of overrides: `{name: gqa, set: {model.mixer: {kind: gqa, …}}}`; `set` may be left out."""
+
+    name: str
+    set: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        return _plain_name(name)
+
+
+class AxisConfig(Config):
+    """One thing that varies: a `path` with `values`, or named `arms`.
+
+    `role: nuisance` marks what is tuned inside every arm (the learning rate) instead of being compared.
+    """
+
+    path: str | None = None
+    values: list[Any] | None = Field(default=None, min_length=1)
+    low: Real | None = None
+    high: Real | None = None
+    scale: Literal["linear", "log"] = "linear"
+    arms: list[ArmConfig] | None = Field(default=None, min_length=1)
+    role: Literal["experiment", "nuisance"] = "experiment"
+
+    @model_validator(mode="after")
+    def _one_form(self) -> AxisConfig:
+        ranged = self.low is not None and self.high is not None
+        if self.arms is not None:
+            if self.path or self.values or ranged:
+                raise ValueError("an axis has either path and values, or arms; not both")
+            if self.role == "nuisance":
+                raise ValueError("a nuisance axis needs path and values")
+            _unique([a.name for a in self.arms], "arm")
+        elif self.path is None or (self.values is None) == (not ranged):
+            raise ValueError("an axis needs a path with values (or, in mode random, with low and high), or arms")
+        if ranged and not self.low < self.high:  # type: ignore[operator]
+            raise ValueError(f"low={self.low} must be below high={self.high}")
+        if ranged and self.scale == "log" and self.low <= 0:  # type: ignore[operator]
+            raise ValueError(f"low={self.low} must be above 0 on a log scale")
+        return self
+
+
+class PhaseConfig(Config):
+    """One step of a phased study: its arms are compared on what the phases before adopted.
+
+    `keep: k` carries the k best on to the next phase (each is crossed with that phase's arms); `when` is a mapping
+    of path to value: the phase is skipped where the adopted configuration differs.
+    """
+
+    name: str
+    axes: list[AxisConfig] = Field(min_length=1)
+    mode: Literal["grid", "oneway"] = "grid"
+    keep: int = Field(default=1, ge=1)
+    when: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        return _plain_name(name)
+
+    @model_validator(mode="after")
+    def _no_nuisance(self) -> PhaseConfig:
+        if any(a.role == "nuisance" for a in self.axes):
+            raise ValueError("nuisance axes belong in search.axes: they are tuned in every phase")
+        return self
+
+
+class SelectConfig(Config):
+    """How a winner is adopted. `margin` (nats): a cheaper arm is taken when it is surely not worse by more."""
+
+    margin: Real | None = Field(default=None, gt=0)
+    alpha: Real = Field(default=0.05, gt=0, lt=0.5)
+
+
+class SearchConfig(Config):
+    """What is compared and how.
+
+    grid: every combination of the axes · random: `n_samples` of them · oneway: the base, and each value on its own ·
+    phases: one phase after the other, each on what the ones before adopted.
+    """
+
+    mode: Literal["grid", "random", "oneway", "phases"]
+    axes: list[AxisConfig] = Field(default_factory=list)
+    phases: list[PhaseConfig] = Field(default_factory=list)
+    n_samples: int | None = Field(default=None, ge=1)
+    sample_seed: int = Field(default=0, ge=0)
+    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
+    tuning_seeds: list[int] = Field(default=[1000], min_length=1)
+    scheduler: Stopping = Fifo(kind="fifo")
+    compete: Literal["rates", "arms"] = "rates"
+    match: Literal["none", "params", "flops", "state"] = "none"
+    metric: Literal["val_loss"] = "val_loss"
+    select: SelectConfig = SelectConfig()
+    baseline: str | None = None
+
+    @field_validator("seeds", "tuning_seeds", mode="before")
+    @classmethod
+    def _count_of_seeds(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            first = 0 if info.field_name == "seeds" else 1000
+            return list(range(first, first + value))
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SearchConfig:
+        for name in ("seeds", "tuning_seeds"):
+            _unique(getattr(self, name), name.removesuffix("s").replace("_", " "))
+            if min(getattr(self, name)) < 0:
+                raise ValueError(f"{name} must be 0 or more")
+        shared = sorted(set(self.seeds) & set(self.tuning_seeds))
+        if shared and any(a.role == "nuisance" for a in self.axes):
+            raise ValueError(
+                f"tuning_seeds and seeds share {shared}: a rate chosen on the seeds it is then judged by is biased; "
+                "use other tuning_seeds"
+            )
+        if (self.mode == "phases") != bool(self.phases):
+            raise ValueError("mode phases needs a list of phases, and the other modes need none")
+        if self.mode == "phases" and any(a.role == "experiment" for a in self.axes):
+            raise ValueError("in mode phases, search.axes holds nuisance axes only; put the others into a phase")
+        if self.mode != "phases" and not self.axes:
+            raise ValueError(f"mode {self.mode} needs at least one axis in search.axes")
+        if (self.mode == "random") != (self.n_samples is not None):
+            raise ValueError("n_samples belongs to mode random, and mode random needs it")
+        if self.mode != "random" and any(a.low is not None for a in self.axes):
+            raise ValueError("low and high are ranges to sample from: they need mode random; else list values")
+        _unique([p.name for p in self.phases], "phase")
+        return self
+
+    @property
+    def nuisance(self) -> list[AxisConfig]:
+        return [a for a in self.axes if a.role == "nuisance"]
+
+    @property
+    def experiment(self) -> list[AxisConfig]:
+        return [a for a in self.axes if a.role == "experiment"]
+
+
+class ResourcesConfig(Config):
+    """What a trial is given. `auto`: one CPU a trial, as many trials at once as CPUs, GPUs and memory allow."""
+
+    workers: int = Field(default=1, ge=1)
+    cpus_per_worker: int | Literal["auto"] = "auto"
+    gpus_per_worker: Real = Field(default=0, ge=0)
+    max_concurrent: int | None = Field(default=None, ge=1)
+    max_retries: int = Field(default=2, ge=0)
+    engine: Literal["torch", "deepspeed"] = "torch"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    offload: Literal["none", "cpu"] = "none"
+
+    @model_validator(mode="after")
+    def _one_worker(self) -> ResourcesConfig:
+        if self.workers > 1 or self.engine != "torch" or self.zero_stage or self.offload != "none":
+            raise ValueError(
+                "this version trains every trial on one worker with engine: torch "
+                "(workers > 1, deepspeed, zero_stage and offload are not available yet)"
+            )
+        if isinstance(self.cpus_per_worker, int) and self.cpus_per_worker < 1:
+            raise ValueError(f"cpus_per_worker={self.cpus_per_worker} must be at least 1")
+        return self
+
+
+class JobConfig(Config):
+    """A whole job file, after its scale and overrides are laid on."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    name: str
+    about: str = ""
+    base: BaseSection
+    search: SearchConfig
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        return _plain_name(name)
+
+
+def _plain_name(name: str) -> str:
+    if not NAME.match(name):
+        raise ValueError("a name has letters, digits, '.', '_' and '-', and starts with a letter or digit")
+    return name
+
+
+def _unique(items: list[Any], what: str) -> None:
+    twice = sorted({str(i) for i in items if items.count(i) > 1})
+    if twice:
+        raise ValueError(f"{what} {', '.join(twice)} is listed twice")
+
+
+def as_path(text: str) -> tuple[str | int, ...]:
+    """'search.phases.0.keep' -> ('search', 'phases', 0, 'keep')."""
+    return tuple(int(k) if k.isdigit() else k for k in text.split("."))
+
+
+def base_path(text: str) -> tuple[str | int, ...]:
+    """The path inside a job of an axis, an override or a `--set`: `model.…` means `base.model.…`."""
+    path = as_path(text)
+    return ("base", *path) if path[0] in SECTIONS else path
+
+
+def flatten(overrides: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """A mapping of (dotted) paths to values as a list, in its order."""
+    return [(str(k), v) for k, v in overrides.items()]

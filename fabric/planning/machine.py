@@ -1,0 +1,93 @@
+"""What this machine has, and how many trials at once that allows."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from fabric.job.schema import ResourcesConfig
+
+MEMORY_SHARE = 0.85  # of what is free is given to trials; the rest is Ray's, the driver's and the system's
+
+
+@dataclass(frozen=True)
+class Concurrency:
+    """How many trials run at once, with how many threads each, and what limits it."""
+
+    slots: int
+    threads: int
+    limit: str
+
+
+def cpu_count() -> int:
+    """CPUs this process may use: the affinity mask, cut by the control group's quota."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            n = min(n, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return n
+
+
+def free_memory() -> int:
+    """Bytes of memory a new process can take, within the control group's limit."""
+    info = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in open("/proc/meminfo")}
+    free = info["MemAvailable"]
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            free = min(free, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return free
+
+
+def gpu_count() -> int:
+    """CUDA devices here; 0 without any."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def concurrency(
+    resources: ResourcesConfig, peak_bytes: int, n_trials: int, cpus: float | None = None, gpus: float | None = None
+) -> Concurrency:
+    """The number of trials at once: the tightest of CPUs, GPUs, memory, the job's own limit and the trials left.
+
+    `cpus` and `gpus` are a cluster's; without them this machine's are taken (memory is looked at only then).
+    Raises ValueError when not even one trial fits.
+    """
+    here = cpus is None
+    cpus = cpus if cpus is not None else cpu_count()
+    threads = 1 if resources.cpus_per_worker == "auto" else resources.cpus_per_worker
+    limits = {f"{cpus:g} CPUs at {threads} a trial": int(cpus // threads)}
+    if resources.gpus_per_worker:
+        gpus = gpus if gpus is not None else gpu_count()
+        limits[f"{gpus:g} GPUs at {resources.gpus_per_worker:g} a trial"] = int(gpus // resources.gpus_per_worker)
+    if here and not resources.gpus_per_worker:
+        free = int(free_memory() * MEMORY_SHARE)
+        limits[f"{free / 2**30:.1f} GiB of memory at {peak_bytes / 2**30:.2f} a trial"] = free // max(1, peak_bytes)
+    if resources.max_concurrent:
+        limits["resources.max_concurrent"] = resources.max_concurrent
+    limits[f"{n_trials} trials"] = max(1, n_trials)
+    limit, slots = min(limits.items(), key=lambda item: item[1])
+    if slots < 1:
+        raise ValueError(f"no trial fits: {limit}; give each less, or use a larger machine")
+    return Concurrency(slots, threads, limit)
+
+
+def numerics_fingerprint(threads: int, device: str) -> dict[str, str | int]:
+    """What bit-equality is promised within: versions, instruction set, threads, device."""
+    import torch
+
+    return {
+        "torch": torch.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+        "threads": threads,
+        "device": device,
+    }

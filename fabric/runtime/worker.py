@@ -1,0 +1,80 @@
+"""What runs inside a Tune actor: one task (train a trial, or read its test split) a call. Preloaded by Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import fabric.evaluate.lm  # noqa: F401  (preloaded with torch, so that a first step waits for no import)
+import fabric.train.loop
+import models.decoder  # noqa: F401
+from fabric.data import TokenCache
+from fabric.planning.trial import TrialSpec
+from fabric.store import Store
+from fabric.train.directive import Continue, Directive
+
+_CACHES: dict[str, TokenCache] = {}
+
+
+def fabric_trial(config: dict[str, Any]) -> None:
+    """The Tune trainable, idempotent: it takes a new attempt, goes on from our last checkpoint, and reports rows.
+
+    Tune stops it by raising SystemExit inside `tune.report`; everything final is on disk before that.
+    """
+    from ray import tune
+
+    task = config["task"]
+    if task["source_hash"] != _own_hash():
+        raise RuntimeError("this worker runs other sources than the driver; start the cluster with the same version")
+    os.environ["RAYON_NUM_THREADS"] = str(task["threads"])
+
+    def report(row: Mapping[str, Any]) -> Directive:
+        tune.report({k: v for k, v in row.items() if isinstance(v, int | float | str) or v is None})
+        return Continue()
+
+    perform(task, report)
+
+
+def perform(task: Mapping[str, Any], report: Any) -> None:
+    """Do a task with any `report` function; the inline runner uses it without Ray."""
+    record = Store(task["store"]).trial(task["trial"])
+    body = record.spec()
+    if body is None:
+        raise RuntimeError(f"{record.prefix}/trial.json is missing below {task['store']}: is the folder shared?")
+    spec = TrialSpec.model_validate(body)
+    cache = token_cache(task["cache"], spec.data_key)
+    if task["kind"] == "test":
+        from fabric.evaluate.test import read_test_split
+
+        report(read_test_split(spec, record, cache))
+        return
+    fabric.train.loop.run(
+        spec,
+        record,
+        cache,
+        report=report,
+        rung_tokens=task["rungs"],
+        micro_batch_size=task["micro_batch_size"],
+        provenance={"invocation": task["invocation"], "source_hash": task["source_hash"]},
+    )
+
+
+def token_cache(root: str, key: str) -> TokenCache:
+    """The opened token cache, kept between the trials of an actor."""
+    path = Path(root) / "tokens" / key
+    if str(path) not in _CACHES:
+        _CACHES[str(path)] = TokenCache.open(path)
+    return _CACHES[str(path)]
+
+
+def _own_hash() -> str:
+    from fabric.runtime.connect import source_hash
+
+    if "hash" not in _HASH:
+        _HASH["hash"] = source_hash()
+    return _HASH["hash"]
+
+
+_HASH: dict[str, str] = {}

@@ -1,0 +1,220 @@
+"""`fabric.sweep`: from a job file to a finished table. Runs the planner's tasks by Ray Tune, or inline without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from fabric.data import data_key, prepare
+from fabric.data.config import DataConfig
+from fabric.job.load import Job, load_job
+from fabric.planning.machine import Concurrency, concurrency, cpu_count, gpu_count
+from fabric.planning.study import Action, Study, Task
+from fabric.planning.study import Machine as StudyMachine
+from fabric.store import Store, driver_lock
+
+JobSource = str | Path | Mapping[str, Any]
+
+
+class Progress(Protocol):
+    """Who watches a sweep: the live screen, plain lines, or nobody."""
+
+    def preparing(self, stage: str, fraction: float) -> None: ...
+    def started(self, task: Task) -> None: ...
+    def reported(self, task: Task, row: Mapping[str, Any], action: Action) -> None: ...
+    def ended(self, task: Task, error: str | None) -> None: ...
+    def interrupted(self) -> None: ...
+    def tick(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a sweep ended: its folder, study, and whether it was interrupted or trials failed."""
+
+    root: Path
+    study: str
+    interrupted: bool
+    failed: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def out_root(job: Job, out: str | Path) -> Path:
+    """Where a job's records live: `<out>/<job name>`."""
+    return Path(out).expanduser().resolve() / job.name
+
+
+def cache_root(out: str | Path) -> Path:
+    """Where token caches live: beside the jobs, shared by them."""
+    return Path(out).expanduser().resolve() / ".cache"
+
+
+def sweep(
+    job: JobSource,
+    *,
+    scale: str | None = None,
+    overrides: Iterable[str] = (),
+    out: str | Path = "runs",
+    address: str | None = None,
+    runner: Literal["tune", "inline"] = "tune",
+    progress: Progress | None = None,
+) -> SweepResult:
+    """Train everything a job compares; the same call goes on where the last one stopped.
+
+    `address` joins a running Ray cluster (`out` must then be shared storage). `runner="inline"` trains one trial
+    after the other in this process, without Ray. Raises JobError for a bad job and LockedError when another sweep
+    holds the folder.
+    """
+    loaded = load_job(job, scale, overrides)
+    watcher = progress or Silent()
+    root = out_root(loaded, out)
+    with driver_lock(root):
+        if runner == "inline":
+            return _inline(loaded, root, out, watcher)
+        return _with_tune(loaded, root, out, address, watcher)
+
+
+def new_study(job: Job, root: Path, threads: int = 1, *, dry: bool = False, out: str | Path = "runs") -> Study:
+    """The planner of a job on its store."""
+    device: Literal["cpu", "cuda"] = "cuda" if job.config.resources.gpus_per_worker else "cpu"
+    keys: dict[DataConfig, str] = {}
+
+    def key(config: DataConfig) -> str:
+        if config not in keys:
+            keys[config] = data_key(config, cache_root(out))
+        return keys[config]
+
+    return Study(job, Store(root), key, StudyMachine(threads, device), dry=dry)
+
+
+class Caches:
+    """The token caches of a run: each is built (or found) before the first trial that needs it."""
+
+    def __init__(self, out: str | Path, progress: Progress) -> None:
+        self.root, self.progress = cache_root(out), progress
+        self._ready: set[str] = set()
+
+    def ensure(self, task: Task) -> None:
+        spec = task.trial.spec
+        if spec.data_key not in self._ready:
+            prepare(spec.data, self.root, progress=self.progress.preparing)
+            self._ready.add(spec.data_key)
+
+
+def task_body(study: Study, task: Task, **settings: Any) -> dict[str, Any]:
+    """What a worker is told: plain data; the specification itself it reads from the store."""
+    trial = task.trial
+    study.store.trial(trial.id).write_spec(trial.spec.model_dump(mode="json"))
+    return {
+        "kind": task.kind,
+        "trial": trial.id,
+        "store": str(study.store.root),
+        "rungs": list(trial.rungs),
+        "threads": trial.spec.threads,
+        "micro_batch_size": study.micro_batch_size(trial),
+        **settings,
+    }
+
+
+def _inline(job: Job, root: Path, out: str | Path, progress: Progress) -> SweepResult:
+    from fabric.runtime.worker import perform
+    from fabric.train.directive import CheckpointAndExit, Continue, Directive, Stop
+
+    study = new_study(job, root, _threads(job), out=out)
+    caches = Caches(out, progress)
+    while not isinstance(task := study.next_task(), str):
+        caches.ensure(task)
+        progress.started(task)
+        body = task_body(study, task, cache=str(caches.root), invocation=0, source_hash="")
+        current = task
+
+        def report(row: Mapping[str, Any], task: Task = current) -> Directive:
+            if task.kind == "test":
+                return Continue()
+            action = study.reported(task.trial.id, row)
+            progress.reported(task, row, action)
+            if action == "continue":
+                return Continue()
+            return Stop({"kind": "stopped"}) if action == "stop" else CheckpointAndExit()
+
+        error = None
+        try:
+            perform(body, report)
+        except Exception as problem:
+            error = f"{type(problem).__name__}: {problem}"
+        if task.kind == "train":
+            study.ended(task.trial.id, error, "out_of_memory" in (error or ""))
+        progress.ended(task, error)
+    return _result(study, root, interrupted=False)
+
+
+def _threads(job: Job) -> int:
+    given = job.config.resources.cpus_per_worker
+    return 1 if given == "auto" else given
+
+
+def _with_tune(job: Job, root: Path, out: str | Path, address: str | None, progress: Progress) -> SweepResult:
+    study = new_study(job, root, _threads(job), out=out)
+    if study.finished():
+        return _result(study, root, interrupted=False)
+    gpus = job.config.resources.gpus_per_worker
+
+    from fabric.runtime.connect import cluster
+    from fabric.runtime.tune import run_study
+
+    here = cpu_count()
+    with cluster(address, here, gpu_count() if gpus else 0) as resources:
+        slots = slots_for(study, resources if address else None)
+        finished = run_study(
+            study,
+            slots=slots.slots,
+            cpus=slots.threads,
+            gpus=gpus,
+            root=root,
+            progress=progress,
+            caches=Caches(out, progress),
+        )
+    return _result(study, root, interrupted=not finished)
+
+
+def slots_for(study: Study, resources: Mapping[str, float] | None) -> Concurrency:
+    """How many trials run at once, on this machine or on a cluster's resources."""
+    from fabric.planning.cost import peak_memory_bytes
+
+    peak = max(peak_memory_bytes(t.spec) for t in study.trials.values())
+    n_trials = len(study.trials)
+    if resources is None:
+        return concurrency(study.job.config.resources, peak, n_trials)
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    return concurrency(study.job.config.resources, peak, n_trials, cpus, gpus)
+
+
+def _result(study: Study, root: Path, interrupted: bool) -> SweepResult:
+    failed = tuple(t.id for t in study.trials.values() if t.end == "failed")
+    return SweepResult(root, study.id, interrupted, failed, tuple(study.warnings))
+
+
+class Silent:
+    """Watches nothing."""
+
+    def preparing(self, stage: str, fraction: float) -> None:
+        """Ignored."""
+
+    def started(self, task: Task) -> None:
+        """Ignored."""
+
+    def reported(self, task: Task, row: Mapping[str, Any], action: Action) -> None:
+        """Ignored."""
+
+    def ended(self, task: Task, error: str | None) -> None:
+        """Ignored."""
+
+    def interrupted(self) -> None:
+        """Ignored."""
+
+    def tick(self) -> None:
+        """Ignored."""
+
+
+__all__ = ["JobSource", "Progress", "SweepResult", "cache_root", "out_root", "sweep"]

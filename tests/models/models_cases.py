@@ -1,0 +1,60 @@
+"""Small models of every registered part, for the parametrised tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from models.config import FFNConfig, MixerConfig, ModelConfig
+from models.parts import parts_in
+
+MIXERS = parts_in("models.mixers", MixerConfig)
+FFNS = parts_in("models.ffns", FFNConfig)
+PLACEMENTS = ("pre", "post", "sandwich", "postln")
+QK_NORMS = ("none", "head", "full")
+VOCAB = 40
+_SIZES = {"n_heads": 4, "n_kv_heads": 2, "d_ff": 48}
+
+
+def example(config_class: type, **changes: Any) -> dict[str, Any]:
+    """Fields of a part: its kind and, for every required size, a small even number."""
+    fields: dict[str, Any] = {}
+    for name, field in config_class.model_fields.items():
+        if name == "kind":
+            fields[name] = field.annotation.__args__[0]
+        elif field.is_required():
+            fields[name] = _SIZES.get(name, 8)
+    return {**fields, **changes}
+
+
+# Forms of a part that its required fields alone do not show.
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{kind: example(part) for kind, part in MIXERS.items()},
+    "mqa": {"kind": "gqa", "n_heads": 4, "n_kv_heads": 1},
+    "gqa_wide_heads": {"kind": "gqa", "n_heads": 4, "n_kv_heads": 2, "head_dim": 12},
+    "mla_narrow_values": example(MIXERS["mla"], v_head_dim=6, kv_latent_dim=20),
+    "mla_wide_values": example(MIXERS["mla"], v_head_dim=24, qk_nope_dim=4),
+    "mla_query_latent": example(MIXERS["mla"], q_latent_dim=12),
+    "mla_simple_nope": example(MIXERS["mla_simple"], position="nope"),
+}
+
+
+def config_of(mixer: dict[str, Any], **changes: Any) -> ModelConfig:
+    """A two-layer model 32 wide around a mixer."""
+    fields = {
+        "vocab_size": VOCAB,
+        "d_model": 32,
+        "n_layers": 2,
+        "max_seq_len": 64,
+        "mixer": mixer,
+        "ffn": {"kind": "swiglu", "d_ff": 48},
+        # Wide initial values: differences between positions are far above rounding.
+        "init": {"std": 0.2},
+    }
+    return ModelConfig.model_validate({**fields, **changes})
+
+
+def ids_of(batch: int, n_tokens: int, seed: int = 0, vocab: int = VOCAB) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, vocab, (batch, n_tokens), generator=generator)

@@ -1,0 +1,138 @@
+"""Configuration errors name the field, what was given and what is allowed."""
+
+import subprocess
+import sys
+
+import pytest
+from models_cases import config_of
+from pydantic import ValidationError
+
+import models
+from models import ModelConfig, build, n_params, preset
+from models.config import warnings
+from models.registry import parts
+
+MHA = {"kind": "mha", "n_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "location", "words"),
+    [
+        (
+            {"mixer": {"kind": "gqa", "n_heads": 8, "n_kv_heads": 3}},
+            ("mixer", "gqa"),
+            "num_heads=8 is not divisible by n_kv_heads=3; use 1, 2, 4 or 8",
+        ),
+        ({"mixer": {"kind": "mha", "n_heads": 5}}, (), "mixer.n_heads=5 does not divide d_model=32; use"),
+        ({"mixer": {"kind": "mha", "n_heads": 32}}, (), "mixer.head_dim=1 is odd"),
+        ({"mixer": {"kind": "mha", "n_heads": 4, "head_dim": 7}}, ("mixer", "mha"), "head_dim=7 is odd"),
+        ({"mixer": {**MHA, "window": 0}}, ("mixer", "mha", "window"), "greater than 0"),
+        ({"mixer": {**MHA, "windw": 4}}, ("mixer", "mha", "windw"), "Extra inputs"),
+        ({"mixer": {**MHA, "qk_norm": "heads"}}, ("mixer", "mha", "qk_norm"), "'none', 'head' or 'full'"),
+        ({"mixer": {"kind": "mhq", "n_heads": 4}}, ("mixer",), "'gqa', 'mha', 'mla', 'mla_simple'"),
+        (
+            {
+                "mixer": {
+                    "kind": "mla_simple",
+                    "n_heads": 4,
+                    "latent_dim": 8,
+                    "position": "nope",
+                    "rope_theta": 5.0,
+                }
+            },
+            ("mixer", "mla_simple"),
+            "rope_theta has no effect with position='nope'",
+        ),
+        ({"norm_placement": "before"}, ("norm_placement",), "'pre', 'post', 'sandwich' or 'postln'"),
+        ({"d_model": 0}, ("d_model",), "greater than 0"),
+        ({"norm": {"eps": float("nan")}}, ("norm", "eps"), "finite"),
+    ],
+)
+def test_errors_say_where_and_what(changes, location, words):
+    with pytest.raises(ValidationError) as error:
+        config_of(**{"mixer": MHA, **changes})
+    (problem,) = error.value.errors()
+    assert problem["loc"] == location
+    assert words in problem["msg"]
+
+
+def test_odd_rotated_width_of_mla():
+    mixer = {
+        "kind": "mla",
+        "n_heads": 4,
+        "kv_latent_dim": 8,
+        "qk_nope_dim": 8,
+        "qk_rope_dim": 3,
+        "v_head_dim": 8,
+    }
+    with pytest.raises(ValidationError, match="qk_rope_dim=3 is odd, RoPE turns pairs; use 4"):
+        config_of(mixer)
+
+
+def test_a_bidirectional_language_model_is_refused():
+    with pytest.raises(ValueError, match="causal=False cannot be built as a language model"):
+        build(config_of(MHA, causal=False))
+
+
+@pytest.mark.parametrize(("window", "warns"), [(None, False), (15, False), (16, True), (17, True)])
+def test_a_window_as_long_as_the_text_warns(window, warns):
+    found = warnings(config_of({**MHA, "window": window}), seq_len=16)
+    assert bool(found) is warns
+    assert all(f"mixer.window={window} has no effect" in line for line in found)
+
+
+def test_configs_are_frozen_and_survive_json():
+    config = preset("qwen3-tiny")
+    with pytest.raises(ValidationError):
+        config.d_model = 3
+    assert ModelConfig.model_validate_json(config.model_dump_json()) == config
+    wider = config.replace(d_model=128)
+    assert (wider.d_model, wider.mixer) == (128, config.mixer)
+    with pytest.raises(ValidationError):
+        config.replace(d_modl=128)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("smollm-135m", 134_515_008),
+        ("smollm2-135m", 134_515_008),
+        ("qwen3", 596_049_920),
+        ("olmo2", 1_484_916_736),
+    ],
+)
+def test_published_sizes(name, expected):
+    model = build(preset(name), device="meta")
+    assert sum(p.numel() for p in model.parameters()) == expected == n_params(preset(name))
+
+
+@pytest.mark.parametrize("name", [n for n in models.PRESETS if n.endswith("-tiny")])
+def test_tiny_presets_are_tiny(name):
+    assert n_params(preset(name)) <= 300_000
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'smollm-tiny'"):
+        preset("smolm-tiny")
+
+
+def test_parts_lists_every_kind_with_a_source():
+    listed = parts()
+    assert [line.kind for line in listed["mixer"]] == ["gqa", "mha", "mla", "mla_simple"]
+    assert [line.kind for line in listed["ffn"]] == ["gelu", "swiglu"]
+    for line in listed["mixer"] + listed["ffn"]:
+        assert line.arxiv
+        assert line.summary.endswith(".")
+
+
+def test_importing_models_does_not_import_torch():
+    code = "import sys, models; assert 'torch' not in sys.modules; models.n_params; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_exported_name_exists():
+    for name in models.__all__:
+        assert getattr(models, name) is not None
+    with pytest.raises(AttributeError):
+        models.nothing  # noqa: B018
+    assert callable(models.generate)

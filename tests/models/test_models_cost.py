@@ -1,0 +1,171 @@
+"""Closed-form costs against what is built and measured."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models_cases import FFNS, MIXERS, PLACEMENTS, QK_NORMS, VARIANTS, config_of, example, ids_of
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import Cache, build, flops_per_token, n_params, preset, state_bytes
+from models.cost import activation_bytes, saved_bytes
+
+SHAPES = [(name, placement, qk_norm) for name in VARIANTS for placement in PLACEMENTS for qk_norm in QK_NORMS]
+
+
+@pytest.mark.parametrize(("name", "placement", "qk_norm"), SHAPES)
+def test_parameters(name, placement, qk_norm):
+    ffns = [*(example(part) for part in FFNS.values()), {"kind": "gelu", "d_ff": 20, "bias": True}]
+    for ffn in ffns if name in MIXERS else ffns[:1]:
+        for norm in ("rmsnorm", "layernorm"):
+            for tied in (True, False):
+                config = config_of(
+                    {**VARIANTS[name], "qk_norm": qk_norm},
+                    ffn=ffn,
+                    norm={"kind": norm},
+                    norm_placement=placement,
+                    tie_embeddings=tied,
+                    n_layers=1 + tied,
+                )
+                model = build(config, device="meta")
+                assert n_params(config) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("mixer", "attention_params", "total"),
+    [
+        ({"kind": "mha", "n_heads": 9}, 1_327_104, 147_786_048),
+        ({"kind": "gqa", "n_heads": 9, "n_kv_heads": 3}, 884_736, 134_515_008),
+        ({"kind": "gqa", "n_heads": 9, "n_kv_heads": 1}, 737_280, 130_091_328),
+        ({"kind": "mla_simple", "n_heads": 9, "latent_dim": 144}, 912_528, 135_348_768),
+        ({"kind": "mla_simple", "n_heads": 9, "latent_dim": 288}, 1_161_504, 142_818_048),
+        ({"kind": "mla_simple", "n_heads": 9, "latent_dim": 432}, 1_410_480, 150_287_328),
+        (
+            {
+                "kind": "mla",
+                "n_heads": 9,
+                "kv_latent_dim": 288,
+                "qk_nope_dim": 64,
+                "qk_rope_dim": 32,
+                "v_head_dim": 64,
+            },
+            1_345_824,
+            148_347_648,
+        ),
+    ],
+)
+def test_parameters_of_attention_variants_at_135m(mixer, attention_params, total):
+    config = preset("smollm-135m", mixer=mixer)
+    assert config.mixer.n_params(576) == attention_params
+    assert n_params(config) == total
+
+
+def test_multi_head_with_a_narrower_ffn_matches_smollm():
+    config = preset("smollm-135m", mixer={"kind": "mha", "n_heads": 9}, ffn={"kind": "swiglu", "d_ff": 1280})
+    assert n_params(config) == 134_515_008
+
+
+@pytest.mark.parametrize(
+    ("mixer", "mebibytes"),
+    [
+        ({"kind": "gqa", "n_heads": 9, "n_kv_heads": 3}, 45.0),
+        ({"kind": "mha", "n_heads": 9}, 135.0),
+        (
+            {
+                "kind": "mla",
+                "n_heads": 9,
+                "kv_latent_dim": 288,
+                "qk_nope_dim": 64,
+                "qk_rope_dim": 32,
+                "v_head_dim": 64,
+            },
+            37.5,
+        ),
+        ({"kind": "gqa", "n_heads": 9, "n_kv_heads": 3, "window": 256}, 5.625),
+    ],
+)
+def test_state_bytes_predicted_and_allocated(mixer, mebibytes):
+    config = preset("smollm-135m", mixer=mixer)
+    assert state_bytes(config, 2048, dtype_bytes=2) == mebibytes * 2**20
+    assert Cache(config, 1, 2048, torch.bfloat16, "meta").nbytes() == mebibytes * 2**20
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("ffn", FFNS)
+def test_flops_of_one_token_are_those_counted(name, ffn):
+    config = config_of(VARIANTS[name], ffn=example(FFNS[ffn]))
+    model = build(config)
+    # The counter knows the unfused attention only.
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(ids_of(1, 1))
+    assert counter.get_total_flops() == flops_per_token(config, seq_len=1)
+
+
+@pytest.mark.parametrize("window", [None, 1, 7, 16, 30])
+def test_mean_visible_keys_counts_the_mask(window):
+    mixer = config_of({**VARIANTS["mha"], "window": window}).mixer
+    counted = sum(min(t + 1, window or 16) for t in range(16)) / 16
+    assert mixer.mean_visible_keys(16) == counted
+
+
+def kept_for_backward(model, ids):
+    """Bytes of the distinct storages autograd keeps, and the output's, without parameters and tables."""
+    own = {x.untyped_storage().data_ptr() for x in [*model.parameters(), *model.buffers()]}
+    kept = {}
+
+    def pack(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        hidden = model.hidden(ids)
+    kept[hidden.untyped_storage().data_ptr()] = (hidden.untyped_storage().nbytes(), hidden)
+    return sum(n for n, _ in kept.values())
+
+
+@pytest.mark.parametrize(("name", "placement", "qk_norm"), SHAPES)
+def test_bytes_kept_for_backward(name, placement, qk_norm):
+    for window, norm in ((None, "rmsnorm"), (6, "layernorm")):
+        mixer = {**VARIANTS[name], "qk_norm": qk_norm, "window": window}
+        config = config_of(mixer, norm_placement=placement, norm={"kind": norm})
+        assert kept_for_backward(build(config), ids_of(2, 24)) == saved_bytes(config, 2, 24)
+
+
+def peak_of_a_step(config, batch, n_tokens):
+    model = build(config)
+    ids = ids_of(batch, n_tokens + 1, vocab=config.vocab_size)
+
+    def step():
+        hidden = model.hidden(ids[:, :-1]).flatten(0, 1)
+        F.cross_entropy(F.linear(hidden, model.lm_head_weight), ids[:, 1:].flatten()).backward()
+
+    step()  # gradients exist from here on
+    with profile(profile_memory=True) as record:
+        step()
+    held = peak = 0
+    for event in record.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(preset("smollm-tiny"), id="smollm-tiny"),
+        pytest.param(preset("qwen3-tiny"), id="qwen3-tiny"),
+        pytest.param(preset("olmo2-tiny"), id="olmo2-tiny"),
+        pytest.param(preset("smollm-tiny", vocab_size=4096), id="large-vocabulary"),
+        pytest.param(preset("smollm-tiny", vocab_size=32), id="small-vocabulary"),
+        *[
+            pytest.param(config_of(mixer, ffn=example(FFNS["gelu"]), norm_placement="sandwich"), id=name)
+            for name, mixer in VARIANTS.items()
+        ],
+    ],
+)
+def test_peak_memory_of_a_training_step_within_ten_percent(config):
+    assert activation_bytes(config, 8, 64) == pytest.approx(peak_of_a_step(config, 8, 64), rel=0.1)
