@@ -48,7 +48,8 @@ class BlockCount:
 @dataclass(frozen=True)
 class BlockWork:
     """The two tasks on a block. Small and picklable: workers find everything else in `folder`, which every
-    worker must see (on several machines: shared storage)."""
+    worker must see (on several machines: shared storage).
+    """
 
     folder: str
     dtype: str
@@ -66,10 +67,10 @@ class BlockWork:
             texts = read_documents(block.source, block.starts, block.ends)
             for batch, splits in _batches(texts, block.splits.tolist()):
                 for ids, split in zip(tokenizer.encode_documents(batch), splits):
-                    if int(ids.max()) >= len(sizes):
+                    if (largest := int(ids.max())) >= len(sizes):
                         raise ValueError(
-                            f"vocabulary overflow: the tokenizer gave id {int(ids.max())} in "
-                            f"{block.source.path}, but its vocabulary has {len(sizes)} ids; its tokenizer.json is inconsistent"
+                            f"vocabulary overflow: the tokenizer gave id {largest} for {block.source.path}, "
+                            f"but its vocabulary has {len(sizes)} ids; its tokenizer.json is inconsistent"
                         )
                     n_tokens[split] += len(ids)
                     n_bytes[split] += int(sizes[ids].sum())
@@ -104,8 +105,7 @@ class BlockWork:
 def cut_blocks(
     index: DocumentIndex, splits: np.ndarray, sources: list[Source], n_blocks: int | None
 ) -> list[Block]:
-    """Cut documents into blocks of about equal bytes: `n_blocks` of them, or of 8 MiB; never across two
-    files."""
+    """Cut documents into about `n_blocks` equal blocks, or blocks of 8 MiB; never across two files."""
     total = int(index.n_bytes.sum())
     target = total / n_blocks if n_blocks else BLOCK_BYTES
     middle = np.cumsum(index.n_bytes) - index.n_bytes / 2

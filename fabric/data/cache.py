@@ -1,5 +1,4 @@
-"""The token cache: every split as one flat stream of ids on disk, with a manifest that says what it must
-be."""
+"""The token cache: every split as one flat stream of ids, with a manifest that says what it must be."""
 
 from __future__ import annotations
 
@@ -57,11 +56,12 @@ class TokenCache:
                 raise ValueError(
                     f"token cache {path} is damaged: {name} {state}; delete the folder, prepare again"
                 )
-        digest = hashlib.sha256((path / "tokenizer.json").read_bytes()).hexdigest()
-        if digest != manifest["tokenizer"]["sha256"]:
+        found = hashlib.sha256((path / "tokenizer.json").read_bytes()).hexdigest()
+        known = manifest["tokenizer"]["sha256"]
+        if found != known:
             raise ValueError(
-                f"the tokenizer in {path} does not match the cache: tokenizer.json has sha256 "
-                f"{digest[:12]}…, the cache was built with {manifest['tokenizer']['sha256'][:12]}…; delete the folder, prepare again"
+                f"the tokenizer in {path} does not match the cache: tokenizer.json has sha256 {found[:12]}…, "
+                f"the cache was built with {known[:12]}…; delete the folder, prepare again"
             )
         return cls(path, manifest)
 

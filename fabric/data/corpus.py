@@ -27,8 +27,7 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Source:
-    """One file of a corpus: its format, its documents' rule, and the split it was published as (None: not
-    given)."""
+    """One file of a corpus: its format, the rule for its documents, its published split (None: none)."""
 
     path: str
     format: str  # text | jsonl | parquet

@@ -1,5 +1,4 @@
-"""Small file helpers of the data room: hashing with a memo, whole-file atomic writes, the default cache
-folder."""
+"""File helpers of the data room: hashing with a memo, atomic writes, the default cache folder."""
 
 from __future__ import annotations
 
@@ -39,8 +38,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def beside(path: Path, purpose: str) -> Path:
-    """A new name in `path`'s folder to build under before a rename; plain names keep the user's own
-    permissions."""
+    """A new name in `path`'s folder, to build under before a rename (permissions as usual)."""
     return path.parent / f".{purpose}-{path.name[:16]}-{uuid.uuid4().hex[:12]}"
 
 

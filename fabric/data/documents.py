@@ -21,6 +21,7 @@ import numpy as np
 
 from fabric.data.corpus import Source
 
+PROGRESS_DOCUMENTS = 4096
 BOM = b"\xef\xbb\xbf"
 
 
@@ -51,7 +52,7 @@ def index_documents(
     """
     numbers, starts, ends, sizes, digests = array("i"), array("q"), array("q"), array("q"), array("Q")
     for number, source in enumerate(sources):
-        before = len(starts)
+        before, size = len(starts), Path(source.path).stat().st_size
         for start, end, text in _SCANNERS[source.format](source):
             stripped = text.strip()
             if not stripped:
@@ -63,6 +64,8 @@ def index_documents(
             digests.append(
                 int.from_bytes(hashlib.blake2b(stripped.encode(), digest_size=8).digest(), "little")
             )
+            if len(starts) % PROGRESS_DOCUMENTS == 0 and source.format != "parquet":  # there, ends are rows
+                progress((number + end / size) / len(sources))
         if len(starts) == before:
             raise ValueError(
                 f"{source.path} is empty: it holds no text; remove it from the corpus or fill it"
@@ -115,7 +118,8 @@ def _scan_text(source: Source) -> Iterator[tuple[int, int, str]]:
 
 def _cut(data: mmap.mmap, source: Source) -> Iterator[tuple[int, int]]:
     """Byte ranges of the documents. A range of white space only is joined to the document after it, so
-    nothing is lost at a file's head; at its end it is dropped with the separator."""
+    nothing is lost at a file's head; at its end it is dropped with the separator.
+    """
     begin = len(BOM) if data[: len(BOM)] == BOM else 0
     rule = source.boundary
     if rule.pattern is not None:

@@ -66,7 +66,7 @@ def _round_keys(seed: int, epoch: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _run(n: int, seed: int, epoch: int, number: int) -> np.ndarray:
-    """Images of positions [RUN·number, RUN·(number + 1)) below n: numpy's cost per call shared by many batches."""
+    """Images of positions RUN·number to RUN·(number + 1): many batches share numpy's cost of a call."""
     return permute(np.arange(RUN * number, min(RUN * (number + 1), n)), n, seed, epoch)
 
 
@@ -98,9 +98,9 @@ class Batches:
             )
 
     @property
-    def steps_per_epoch(self) -> float:
-        """Steps until every row was seen once; a fraction when the batch size does not divide the rows."""
-        return self.n_rows / self.batch_size
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch; rows left over open the next epoch's first batch."""
+        return self.n_rows // self.batch_size
 
     def shard(self, rank: int, world: int) -> Batches:
         """The part of every batch that one of `world` ranks reads: rows [rank·B/world, (rank + 1)·B/world).
@@ -140,6 +140,7 @@ class Batches:
 
     def data_hash(self, step: int) -> str:
         """16 hex digits of the tokens of the *whole* batch at `step`: the same on every rank and world size,
-        so two runs can be shown to have read the same tokens."""
+        so two runs can be shown to have read the same tokens.
+        """
         rows = self.cache.rows(self.split, self.seq_len, self._indices(step, 0, self.batch_size))
         return hashlib.blake2b(rows.astype("<i8").tobytes(), digest_size=8).hexdigest()

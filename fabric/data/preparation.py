@@ -1,8 +1,6 @@
-"""From a `DataConfig` to a token cache on disk: index documents, split them, make the tokenizer, write the
-ids.
+"""From a `DataConfig` to a token cache on disk, or to a description of what it would hold.
 
-    <cache_root>/tokens/<key>/   manifest.json  tokenizer.json  token_bytes.npy  train.bin  validation.bin
-    test.bin
+    <cache_root>/tokens/<key>/   manifest.json tokenizer.json token_bytes.npy {train,validation,test}.bin
 
 The folder is content-addressed, built under another name and renamed, so it is whole or not there.
 """
@@ -13,34 +11,17 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fabric.data.blocks import BlockCount, BlockWork, create_stream, cut_blocks, offsets_of
-from fabric.data.cache import SCHEMA_VERSION, TokenCache
+from fabric.data.build import PACKING_VERSION, Build, Progress, split_counts, splits_of
+from fabric.data.cache import TokenCache
 from fabric.data.config import DataConfig
-from fabric.data.corpus import SPLITS, Source
-from fabric.data.disk import (
-    beside,
-    canonical_json,
-    default_cache_root,
-    remembered_sha256,
-    sha256_of,
-    sha256_of_file,
-    write_atomic,
-)
-from fabric.data.documents import DocumentIndex, index_documents, read_documents
-from fabric.data.splits import DROPPED, NOT_GIVEN, TRAIN, assign_splits
-from fabric.data.tokenizer import Tokenizer
+from fabric.data.corpus import Source
+from fabric.data.disk import beside, default_cache_root, remembered_sha256, sha256_of
+from fabric.data.documents import index_documents
 
-PACKING_VERSION = 1  # raise when the same inputs would give other token files
-RAY_FROM_BYTES = 50_000_000
 ABANDONED_SECONDS = 2 * 24 * 3600
-Progress = Callable[[str, float], None]
 
 
 def data_key(config: DataConfig, cache_root: Path | str | None = None) -> str:
@@ -84,9 +65,10 @@ def prepare(
     temp = beside(final, "building")
     (temp / "parts").mkdir(parents=True)
     try:
-        _Build(config, root, sources, identities, key, temp, progress or (lambda _stage, _part: None)).run(
-            backend, n_blocks
-        )
+        build = Build(config, root, sources, identities, key, temp, progress or (lambda _stage, _part: None))
+        build.run(backend, n_blocks)
+        if _identities(sources, root) != identities:
+            raise ValueError("the corpus changed while it was being read; run again when it is complete")
         return _publish(temp, final, key)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
@@ -94,7 +76,8 @@ def prepare(
 
 def describe(config: DataConfig, cache_root: Path | str) -> dict[str, Any]:
     """What a config's data is, as plain values: key, state of the cache (built | absent | damaged), path,
-    vocabulary, and per split documents, bytes, and (when built) tokens and bytes per token."""
+    vocabulary, and per split documents, bytes, and (when built) tokens and bytes per token.
+    """
     root = Path(cache_root).expanduser().resolve()
     sources = config.corpus.sources(root)
     key = _key(config, _identities(sources, root), root)
@@ -110,7 +93,7 @@ def describe(config: DataConfig, cache_root: Path | str) -> dict[str, Any]:
         manifest = TokenCache.open(path, key).manifest
     except ValueError as error:
         index = index_documents(sources)
-        counts = _split_counts(index, _splits(config, sources, index))
+        counts = split_counts(index, splits_of(config, sources, index))
         return about | {
             "state": "damaged" if path.is_dir() else "absent",
             "reason": str(error),
@@ -139,19 +122,6 @@ def _key(config: DataConfig, identities: list[dict[str, Any]], root: Path) -> st
             "splits": [config.validation_fraction, config.test_fraction, config.split_seed],
         }
     )
-
-
-def _splits(config: DataConfig, sources: list[Source], index: DocumentIndex) -> np.ndarray:
-    published = np.array([NOT_GIVEN if s.split is None else SPLITS.index(s.split) for s in sources], np.int8)
-    fractions = (config.validation_fraction, config.test_fraction)
-    return assign_splits(index.digest, index.n_bytes, published[index.source], *fractions, config.split_seed)
-
-
-def _split_counts(index: DocumentIndex, splits: np.ndarray) -> dict[str, dict[str, int]]:
-    return {
-        name: {"n_documents": int((splits == i).sum()), "n_bytes": int(index.n_bytes[splits == i].sum())}
-        for i, name in enumerate(SPLITS)
-    }
 
 
 def _open_or_set_aside(final: Path, key: str) -> TokenCache | None:
@@ -186,119 +156,3 @@ def _publish(temp: Path, final: Path, key: str) -> TokenCache:
         if not final.is_dir():  # else another process was first, with the same bytes
             raise
     return TokenCache.open(final, key)
-
-
-@dataclass(frozen=True)
-class _Build:
-    """One building of a cache, in the folder `temp`."""
-
-    config: DataConfig
-    root: Path
-    sources: list[Source]
-    identities: list[dict[str, Any]]
-    key: str
-    temp: Path
-    progress: Progress
-
-    def run(self, backend: str, n_blocks: int | None) -> None:
-        """Index, split, make the tokenizer, tokenise, place, write the manifest last."""
-        index = index_documents(self.sources, lambda part: self.progress("index", part))
-        splits = _splits(self.config, self.sources, index)
-        tokenizer = self.config.tokenizer.build(lambda: self._train_texts(index, splits), self.root)
-        write_atomic(self.temp / "tokenizer.json", tokenizer.json.encode())
-        np.save(self.temp / "token_bytes.npy", tokenizer.token_bytes())
-        dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
-        work = BlockWork(str(self.temp), dtype, tokenizer.eos_token)
-        counts = self._tokenise(work, index, splits, backend, n_blocks)
-        (self.temp / "parts").rmdir()
-        self._write_manifest(index, splits, tokenizer, dtype, counts)
-
-    def _train_texts(self, index: DocumentIndex, splits: np.ndarray) -> Iterator[str]:
-        """Training documents; every k-th of them when the tokenizer's `max_train_bytes` is smaller than the
-        text."""
-        chosen = np.flatnonzero(splits == TRAIN)
-        limit = getattr(self.config.tokenizer, "max_train_bytes", None)
-        if limit is not None:
-            chosen = chosen[:: max(1, -(-int(index.n_bytes[chosen].sum()) // limit))]
-        self.progress("tokenizer", 0.0)
-        for number, source in enumerate(self.sources):
-            mine = chosen[index.source[chosen] == number]
-            if len(mine):
-                yield from read_documents(source, index.start[mine], index.end[mine])
-        self.progress("tokenizer", 1.0)
-
-    def _tokenise(
-        self, work: BlockWork, index: DocumentIndex, splits: np.ndarray, backend: str, n_blocks: int | None
-    ) -> list[BlockCount]:
-        kept = splits != DROPPED
-        documents = DocumentIndex(
-            *(getattr(index, f)[kept] for f in ("source", "start", "end", "n_bytes", "digest"))
-        )
-        blocks = cut_blocks(documents, splits[kept], self.sources, n_blocks)
-        spread = self._with_ray(backend, int(documents.n_bytes.sum()))
-        if spread:
-            from fabric.runtime.data import place_with_ray, tokenize_with_ray
-
-            counts = tokenize_with_ray(work, blocks, n_blocks, lambda part: self.progress("tokenise", part))
-        else:
-            counts = []
-            for block in blocks:
-                counts.append(work.tokenise(block))
-                self.progress("tokenise", len(counts) / len(blocks))
-        offsets, totals = offsets_of(counts)
-        for split, total in enumerate(totals):
-            create_stream(work.stream(split), total * np.dtype(work.dtype).itemsize)
-        if spread:
-            place_with_ray(work, offsets, n_blocks)
-        else:
-            for number, offset in enumerate(offsets):
-                work.place(number, offset)
-        self.progress("place", 1.0)
-        return counts
-
-    def _with_ray(self, backend: str, n_bytes: int) -> bool:
-        if backend == "inline" or (backend == "auto" and n_bytes < RAY_FROM_BYTES):
-            return False
-        from fabric.runtime.data import is_connected
-
-        if is_connected():
-            return True
-        if backend == "ray":
-            raise ValueError(
-                "backend 'ray' needs a running Ray session; call ray.init() first, or use 'inline'"
-            )
-        return False
-
-    def _write_manifest(
-        self,
-        index: DocumentIndex,
-        splits: np.ndarray,
-        tokenizer: Tokenizer,
-        dtype: str,
-        counts: list[BlockCount],
-    ) -> None:
-        per_split = _split_counts(index, splits)
-        exact = True
-        for number, entry in enumerate(per_split.values()):
-            entry["n_tokens"] = sum(c.n_tokens[number] for c in counts)
-            exact = exact and entry["n_bytes"] == sum(c.token_bytes[number] for c in counts)
-        files = sorted(f for f in self.temp.iterdir() if f.is_file())
-        eos = {"eos_id": tokenizer.eos_id, "eos_token": tokenizer.eos_token}
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "key": self.key,
-            "packing": PACKING_VERSION,
-            "dtype": dtype,
-            "vocab_size": tokenizer.vocab_size,
-            "tokenizer": {
-                "identity": self.config.tokenizer.identity(self.root),
-                "sha256": tokenizer.sha256,
-                **eos,
-            },
-            "token_bytes_exact": exact,
-            "splits": per_split,
-            "n_dropped_documents": int((splits == DROPPED).sum()),
-            "sources": self.identities,
-            "files": {f.name: {"bytes": f.stat().st_size, "sha256": sha256_of_file(f)} for f in files},
-        }
-        write_atomic(self.temp / "manifest.json", canonical_json(manifest).encode())

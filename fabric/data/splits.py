@@ -59,8 +59,7 @@ def _published_elsewhere(given: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 
 def _cut_from(home: np.ndarray, order: np.ndarray, sizes: np.ndarray, fractions: dict[int, float]) -> None:
-    """Give the first groups of `order` to the splits with a fraction above zero; each split gets at least
-    one."""
+    """Give the first groups of `order` to the splits with a fraction above zero, at least one to each."""
     wanted = [split for split, fraction in fractions.items() if fraction > 0]
     if len(order) <= len(wanted):
         names = ", ".join(SPLITS[s] for s in [TRAIN, *wanted])
@@ -79,8 +78,7 @@ def _cut_from(home: np.ndarray, order: np.ndarray, sizes: np.ndarray, fractions:
 
 
 def _keyed(digests: np.ndarray, seed: int) -> np.ndarray:
-    """Pseudo-random uint64 per digest (splitmix64's finaliser, a bijection, after adding a hash of the
-    seed)."""
+    """Pseudo-random uint64 per digest: splitmix64's finaliser, a bijection, on digest + seed."""
     key = int.from_bytes(hashlib.blake2b(f"split:{seed}".encode(), digest_size=8).digest(), "little")
     x = digests + np.uint64(key)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

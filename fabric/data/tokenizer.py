@@ -154,16 +154,14 @@ class JsonTokenizer(Tokenizer):
 
 
 def vocab_size_of(tokenizer_json: dict[str, Any]) -> int:
-    """Largest id + 1 of a parsed `tokenizer.json` (ids may have gaps, so this can exceed the number of
-    tokens)."""
+    """Largest id + 1 of a parsed `tokenizer.json`; with gaps, more than there are tokens."""
     vocab = tokenizer_json["model"]["vocab"]
     ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
     return 1 + max([*ids, *(t["id"] for t in tokenizer_json.get("added_tokens", []))])
 
 
 def load_tokenizer(path: Path | str, eos: str | None = None) -> Tokenizer:
-    """Read a tokenizer from a `tokenizer.json`, or from a folder (a token cache, a saved model) that holds
-    one.
+    """Read a tokenizer from a `tokenizer.json`, or from a folder (token cache, saved model) that holds one.
 
     `eos` names the token that ends a document when it is none of the usual ones; a token cache knows its own.
     Raises ValueError.
@@ -179,15 +177,13 @@ def load_tokenizer(path: Path | str, eos: str | None = None) -> Tokenizer:
 
 
 def tokenizer_from_json(text: str, eos: str | None = None, origin: str = "tokenizer.json") -> Tokenizer:
-    """The tokenizer a `tokenizer.json` describes; the byte tokenizer's own file is recognised and needs no
-    library."""
+    """The tokenizer a `tokenizer.json` describes; that of the byte tokenizer is recognised by its text."""
     return ByteTokenizer() if text == byte_tokenizer_json() else JsonTokenizer(text, eos, origin)
 
 
 @cache
 def byte_characters() -> dict[int, str]:
-    """GPT-2's printable character for each byte: itself where printable, else the next free one from U+0100
-    on."""
+    """GPT-2's character for each byte: itself where printable, else the next free one from U+0100 on."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -246,8 +242,7 @@ def _byte_level_size(token: str) -> int:
 
 
 def _marked_size(token: str) -> int:
-    """Bytes of a SentencePiece or WordPiece token: `▁` is a space, `<0xNN>` a byte, a leading `##`
-    nothing."""
+    """Bytes of a SentencePiece or WordPiece token: `▁` is a space, `<0xNN>` a byte, leading `##` nothing."""
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
         return 1
     return len(token.removeprefix("##").replace("▁", " ").encode())

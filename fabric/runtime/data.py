@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import ray
 import ray.data
-from ray.exceptions import RayError
 
 from fabric.data.blocks import Block, BlockCount, BlockWork
-from fabric.data.corpus import Boundary, Source
+from fabric.data.corpus import SPLITS, Boundary, Source
 
 
 def is_connected() -> bool:
@@ -28,15 +27,17 @@ def is_connected() -> bool:
 
 
 def tokenize_with_ray(
-    work: BlockWork, blocks: list[Block], n_blocks: int | None, progress: Callable[[float], None]
+    work: BlockWork, blocks: list[Block], n_blocks: int, progress: Callable[[float], None]
 ) -> list[BlockCount]:
     """Tokenise every block in a Ray Data task; the counts in block order.
 
-    `n_blocks` is the number of Ray blocks the work is dealt into (default: one a block). Needs a Ray session
+    `n_blocks` is the number of Ray blocks the work is dealt into . Needs a Ray session
     whose workers see `work.folder`. Raises ValueError as `BlockWork.tokenise` does.
     """
     rows: list[dict[str, Any]] = []
     for row in _run([_pack(b) for b in blocks], lambda row: _tokenise(work, row), n_blocks):
+        if row["error"]:
+            raise ValueError(row["error"])
         rows.append(row)
         progress(len(rows) / len(blocks))
     rows.sort(key=lambda row: int(row["number"]))
@@ -46,7 +47,7 @@ def tokenize_with_ray(
     ]
 
 
-def place_with_ray(work: BlockWork, offsets: list[tuple[int, ...]], n_blocks: int | None) -> None:
+def place_with_ray(work: BlockWork, offsets: list[tuple[int, ...]], n_blocks: int) -> None:
     """Write every block's tokens to their place, each in a Ray Data task."""
     items = [{"number": number, "offsets": list(offset)} for number, offset in enumerate(offsets)]
     for _ in _run(items, lambda row: _place(work, row), n_blocks):
@@ -57,10 +58,13 @@ def _tokenise(work: BlockWork, row: dict[str, Any]) -> dict[str, Any]:
     # Read when the tokenizers library starts its threads: Ray gives a task one CPU, it would take all.
     os.environ["RAYON_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    return {
-        name: list(v) if isinstance(v, tuple) else v
-        for name, v in asdict(work.tokenise(_unpack(row))).items()
-    }
+    count, error = BlockCount(int(row["number"]), (0,) * len(SPLITS), (0,) * len(SPLITS)), ""
+    try:
+        count = work.tokenise(_unpack(row))
+    except ValueError as wrong:  # as a value: of an exception Ray brings home only text wrapped in its own
+        error = str(wrong)
+    counts = {"n_tokens": list(count.n_tokens), "token_bytes": list(count.token_bytes)}
+    return {"number": count.number, **counts, "error": error}
 
 
 def _place(work: BlockWork, row: dict[str, Any]) -> dict[str, Any]:
@@ -69,8 +73,7 @@ def _place(work: BlockWork, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pack(block: Block) -> dict[str, Any]:
-    """A block as a row of plain columns: Ray Data keeps bytes and strings as Arrow, other objects as
-    pickles."""
+    """A block as a row of plain columns: Ray Data keeps these as Arrow, and other objects as pickles."""
     boundary, source = asdict(block.source.boundary), asdict(block.source)
     plain = {f"source_{k}": v or "" for k, v in source.items() if k != "boundary"}
     arrays = {
@@ -96,24 +99,12 @@ def _unpack(row: dict[str, Any]) -> Block:
 
 
 def _run(
-    items: list[dict[str, Any]], task: Callable[[dict[str, Any]], dict[str, Any]], n_blocks: int | None
+    items: list[dict[str, Any]], task: Callable[[dict[str, Any]], dict[str, Any]], n_blocks: int
 ) -> Iterator[dict[str, Any]]:
-    """Rows of `task` over `items`, as they are done; a task's ValueError is raised as itself."""
+    """Rows of `task` over `items`, as they are done."""
     with _quiet():
-        try:
-            dealt = ray.data.from_items(items, override_num_blocks=min(n_blocks or len(items), len(items)))
-            yield from dealt.map(task).iter_rows()
-        except RayError as error:
-            raise _first_value_error(error) or error from None
-
-
-def _first_value_error(error: BaseException | None) -> ValueError | None:
-    """The ValueError a task raised, inside the layers Ray wraps it in."""
-    for _ in range(10):
-        if error is None or type(error) is ValueError:
-            return error
-        error = getattr(error, "cause", None) or error.__cause__
-    return None
+        dealt = ray.data.from_items(items, override_num_blocks=min(n_blocks, len(items)))
+        yield from dealt.map(task).iter_rows()
 
 
 @contextmanager

@@ -1,5 +1,4 @@
-"""A byte-level BPE trained on the corpus's own training split (Sennrich et al., arXiv 1508.07909; GPT-2's
-byte form)."""
+"""A byte-level BPE trained on the corpus's own training split (Sennrich et al., arXiv 1508.07909)."""
 
 from __future__ import annotations
 

@@ -13,8 +13,7 @@ from fabric.data.tokenizer import EOS, Tokenizer, TokenizerConfig, tokenizer_fro
 
 
 class Gpt2Config(TokenizerConfig):
-    """GPT-2's vocabulary without a download; as a bare string, `gpt2` means the hub's where the package is
-    missing."""
+    """GPT-2's vocabulary without a download; where the package is missing, a bare `gpt2` means the hub's."""
 
     kind: Literal["gpt2"]
 
