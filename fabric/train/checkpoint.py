@@ -12,7 +12,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-import models
 from fabric.store import Attempt, Checkpoint, TrialRecord
 
 if TYPE_CHECKING:
@@ -85,14 +84,16 @@ def load_checkpoint(
 
 
 def load_model(trial: TrialSpec, files: Mapping[str, bytes]) -> CausalLM:
-    """A trial's model with the weights of a checkpoint, for evaluation; on the trial's device."""
-    model = models.build(trial.model, seed=trial.seed).to(trial.device)
+    """The model of a trial with a checkpoint's weights, on the trial's device."""
+    import models
+
+    model = models.build(trial.model, trial.seed, trial.device)
     load_weights(files, model)
-    return model.eval()
+    return model
 
 
 def load_weights(files: Mapping[str, bytes], model: nn.Module) -> None:
-    """Put a checkpoint's weights in place. Raises ValueError when they are of another architecture."""
+    """Copy a checkpoint's weights into a model; ValueError when it is of another architecture."""
     tensors = safetensors.torch.load(files["model.safetensors"])
     own = unique_tensors(model)
     if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:

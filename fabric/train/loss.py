@@ -94,7 +94,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if d_hidden_ND is not None:
                     d_hidden_ND[start : start + size] = d_CV @ weight_VD
                 if d_weight_VD is not None:
-                    d_weight_VD += d_CV.T @ h_CD
+                    if dtype == torch.float32:
+                        d_weight_VD.addmm_(d_CV.T, h_CD)
+                    else:
+                        d_weight_VD += d_CV.T @ h_CD
         ctx.save_for_backward(d_hidden_ND, d_weight_VD)
         return total
 

@@ -162,11 +162,11 @@ def forkserver() -> Any:
     return context
 
 
-def run_child(target: Any, *args: Any, timeout: float = 60) -> int:
-    """Run `target(*args)` in a child; returns its exit code (negative: the signal that killed it)."""
-    child = forkserver().Process(target=target, args=args)
+def run_child(target: Any, *args: Any, **options: Any) -> int:
+    """Run `target(*args, **options)` in a child; returns its exit code (negative: the signal that killed it)."""
+    child = forkserver().Process(target=target, args=args, kwargs=options)
     child.start()
-    child.join(timeout)
+    child.join(60)
     assert not child.is_alive(), "the child did not end in time"
     return child.exitcode
 
