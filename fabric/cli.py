@@ -39,7 +39,9 @@ app = typer.Typer(
 )
 
 JobArgument = Annotated[Path, typer.Argument(help="The job file (YAML).", metavar="JOB")]
-Scale = Annotated[Optional[str], typer.Option("--scale", "-s", help="A scale of the job: smoke, laptop, hour, …")]
+Scale = Annotated[
+    Optional[str], typer.Option("--scale", "-s", help="A scale of the job: smoke, laptop, hour, …")
+]
 Sets = Annotated[
     Optional[list[str]], typer.Option("--set", help="Override a value: train.tokens=2M (may be repeated).")
 ]
@@ -54,7 +56,9 @@ def sweep(
     scale: Scale = None,
     set_: Sets = None,
     out: Out = RUNS,
-    address: Annotated[Optional[str], typer.Option(help="Join this Ray cluster instead of starting one.")] = None,
+    address: Annotated[
+        Optional[str], typer.Option(help="Join this Ray cluster instead of starting one.")
+    ] = None,
     inline: Annotated[bool, typer.Option("--inline", help="One trial after the other, without Ray.")] = False,
 ) -> None:
     """Train everything a job compares; run again, it goes on where it stopped."""
@@ -85,7 +89,9 @@ def sweep(
 
 
 @app.command(rich_help_panel=STUDY)
-def plan(job: JobArgument, scale: Scale = None, set_: Sets = None, out: Out = RUNS, json: Json = False) -> None:
+def plan(
+    job: JobArgument, scale: Scale = None, set_: Sets = None, out: Out = RUNS, json: Json = False
+) -> None:
     """Show what a sweep would do: trials, parameters, FLOPs, memory, time; trains nothing."""
     from fabric.planning.report import plan as make_plan
     from fabric.printing import print_json, print_plan
@@ -122,8 +128,12 @@ def results(
     study: Annotated[Optional[str], typer.Option(help="Which study, if the folder holds several.")] = None,
     csv: Annotated[Optional[Path], typer.Option("--csv", help="Write the table to this CSV file.")] = None,
     json: Json = False,
-    parquet: Annotated[Optional[Path], typer.Option("--parquet", help="Write it to this Parquet file.")] = None,
-    plot: Annotated[Optional[Path], typer.Option("--plot", help="Draw it into this picture (PNG, SVG, PDF).")] = None,
+    parquet: Annotated[
+        Optional[Path], typer.Option("--parquet", help="Write it to this Parquet file.")
+    ] = None,
+    plot: Annotated[
+        Optional[Path], typer.Option("--plot", help="Draw it into this picture (PNG, SVG, PDF).")
+    ] = None,
 ) -> None:
     """Mean, 95 % interval, n and verdict of every arm."""
     from fabric.printing import print_results, results_json, write_results
@@ -167,7 +177,9 @@ app.add_typer(data_app, name="data", rich_help_panel=LOOK)
 
 
 @data_app.command("show")
-def data_show(job: JobArgument, scale: Scale = None, set_: Sets = None, out: Out = RUNS, json: Json = False) -> None:
+def data_show(
+    job: JobArgument, scale: Scale = None, set_: Sets = None, out: Out = RUNS, json: Json = False
+) -> None:
     """Documents, bytes and tokens per split, and the state of the token cache."""
     from fabric.inspecting import describe_data
     from fabric.printing import print_json, print_metrics

@@ -154,7 +154,9 @@ class Screen:
             done = sum(t.state == "ended" for t in mine)
             bars = " ".join(_bar(share) for share in arm.running.values())
             table.add_row(arm.phase, arm.arm, f"{done}/{len(mine)}", _number(arm.best), bars)
-        head = Text(f"{self.study.job.name}  {human_seconds(now - self.started_at)}  {self._left()}", style="bold")
+        head = Text(
+            f"{self.study.job.name}  {human_seconds(now - self.started_at)}  {self._left()}", style="bold"
+        )
         if self._cut:
             head.append("  stopping…", style="yellow")
         self._live.update(Group(head, table), refresh=True)

@@ -82,5 +82,7 @@ def _machine(out: Path) -> list[Finding]:
         else Finding("note", "no g++", "torch.compile on the CPU and DeepSpeed's ops need one")
     )
     n_gpus = gpu_count()
-    found.append(Finding("ok", f"{n_gpus} CUDA devices") if n_gpus else Finding("note", "no GPU", "training on CPUs"))
+    found.append(
+        Finding("ok", f"{n_gpus} CUDA devices") if n_gpus else Finding("note", "no GPU", "training on CPUs")
+    )
     return found

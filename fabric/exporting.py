@@ -42,7 +42,9 @@ def find_trial(target: str | Path) -> tuple[Store, TrialRecord]:
         if loss is not None:
             losses.append((loss, trial_id))
     if not losses:
-        raise ValueError(f"{path} is neither a trial (<out>/<job>/trials/<id>) nor a job with a finished trial")
+        raise ValueError(
+            f"{path} is neither a trial (<out>/<job>/trials/<id>) nor a job with a finished trial"
+        )
     return store, store.trial(min(losses)[1])
 
 
@@ -119,6 +121,13 @@ def export(target: str | Path, out: str | Path) -> Path:
 
 
 def _card(store: Store, record: TrialRecord, final: Any) -> str:
-    lines = [f"# {store.root.name} / {record.id}", "", "Trained with experiment-fabric.", "", "| metric | value |", "| --- | --- |"]
+    lines = [
+        f"# {store.root.name} / {record.id}",
+        "",
+        "Trained with experiment-fabric.",
+        "",
+        "| metric | value |",
+        "| --- | --- |",
+    ]
     lines += [f"| {k} | {v:.6g} |" for k, v in final.items() if isinstance(v, int | float)]
     return "\n".join([*lines, "", "A small research model: it knows only its training corpus."]) + "\n"

@@ -26,7 +26,10 @@ def list_parts() -> dict[str, list[tuple[str, str]]]:
         found[family] = [(kind, _first_line(config)) for kind, config in parts.items()]
     presets = {name: ModelConfig.model_validate(body) for name, body in PRESETS.items()}
     found["preset"] = [
-        (name, f"{human_count(n_params(c))} parameters, {c.n_layers} layers of {c.mixer.kind}, width {c.d_model}")
+        (
+            name,
+            f"{human_count(n_params(c))} parameters, {c.n_layers} layers of {c.mixer.kind}, width {c.d_model}",
+        )
         for name, c in presets.items()
     ]
     return found

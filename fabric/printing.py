@@ -45,7 +45,9 @@ def print_plan(plan: Plan) -> None:
     if len(plan.trials) > MOST_ROWS:
         console.print(f"… and {len(plan.trials) - MOST_ROWS} more (--json lists all)")
     for later in plan.later:
-        console.print(f"later: {later.phase}, {later.n_arms} arms on what is adopted, {later.n_trials} trials")
+        console.print(
+            f"later: {later.phase}, {later.n_arms} arms on what is adopted, {later.n_trials} trials"
+        )
     arms = _table("phase", "arm", "parameters", "FLOPs/token", "state", "peak memory", "mismatch")
     for arm in plan.arms:
         mismatch = "" if arm.mismatch is None else f"{arm.mismatch:+.2%}"
@@ -61,7 +63,9 @@ def print_plan(plan: Plan) -> None:
     speed = f"{human_count(plan.speed)}FLOP/s a trial, from {plan.speed_from}"
     console.print(f"about {human_seconds(plan.eta_seconds)} for {human_count(plan.flops)}FLOPs ({speed})")
     console.print(f"checkpoints take {human_bytes(plan.disk_bytes)} of disk for the trials known")
-    detectable = "unknown (no earlier runs of this size)" if plan.detectable is None else f"{plan.detectable:.4f} nats"
+    detectable = (
+        "unknown (no earlier runs of this size)" if plan.detectable is None else f"{plan.detectable:.4f} nats"
+    )
     console.print(f"smallest difference this plan could detect: {detectable}")
 
 

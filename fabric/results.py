@@ -44,7 +44,9 @@ def open_store(folder: str | Path) -> Store:
     """The store at a job's folder; ValueError when there is none."""
     root = Path(folder).expanduser().resolve()
     if not (root / "trials").is_dir() and not (root / "studies").is_dir():
-        raise ValueError(f"{root} is no job folder: it has neither trials nor studies (give <out>/<job name>)")
+        raise ValueError(
+            f"{root} is no job folder: it has neither trials nor studies (give <out>/<job name>)"
+        )
     return Store(root)
 
 
@@ -70,7 +72,9 @@ def status(folder: str | Path) -> list[TrialStatus]:
         last = record.status()
         n_attempts = len(record.attempt_numbers())
         if last is None:
-            found.append(TrialStatus(trial_id, "running" if alive and n_attempts else "new", 0, n_attempts, "", None))
+            found.append(
+                TrialStatus(trial_id, "running" if alive and n_attempts else "new", 0, n_attempts, "", None)
+            )
             continue
         reason = last.reason or {}
         state: Any = last.state

@@ -75,7 +75,9 @@ def sweep(
         return _with_tune(loaded, root, out, address, watcher)
 
 
-def new_study(job: Job, root: Path, threads: int = 1, *, dry: bool = False, out: str | Path = "runs") -> Study:
+def new_study(
+    job: Job, root: Path, threads: int = 1, *, dry: bool = False, out: str | Path = "runs"
+) -> Study:
     """The planner of a job on its store."""
     device: Literal["cpu", "cuda"] = "cuda" if job.config.resources.gpus_per_worker else "cpu"
     keys: dict[DataConfig, str] = {}

@@ -39,7 +39,9 @@ def test_rooms_import_only_what_they_may(path: Path) -> None:
 
 def modules_after(code: str) -> set[str]:
     script = f"import sys\n{code}\nprint(' '.join(sorted({{m.split('.')[0] for m in sys.modules}})))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     return set(done.stdout.split())
 
 
@@ -49,5 +51,14 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_a_trial_process_imports_torch_and_ours_only() -> None:
-    heavy = {"transformers", "datasets", "deepspeed", "bitsandbytes", "tokenizers", "pyarrow", "ray", "matplotlib"}
+    heavy = {
+        "transformers",
+        "datasets",
+        "deepspeed",
+        "bitsandbytes",
+        "tokenizers",
+        "pyarrow",
+        "ray",
+        "matplotlib",
+    }
     assert not modules_after("import fabric.runtime.worker") & heavy

@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ["job", "planning", "data", "train", "evaluate", "store", "analysis", "runtime"]
-READMES = [ROOT / "fabric" / r / "README.md" for r in ROOMS] + [ROOT / r / "README.md" for r in ("models", "kernels")]
+READMES = [ROOT / "fabric" / r / "README.md" for r in ROOMS] + [
+    ROOT / r / "README.md" for r in ("models", "kernels")
+]
 
 
 def examples(path: Path) -> list[str]:
@@ -26,6 +28,11 @@ def test_example_runs(path: Path, tmp_path: Path) -> None:
     assert "assert" in blocks[0], "an example shows what comes out"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", blocks[0]], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120
+        [sys.executable, "-c", blocks[0]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr[-3000:]

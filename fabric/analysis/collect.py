@@ -98,4 +98,6 @@ def _sensitivity(store: Store, rows: list[TrialRow]) -> float | None:
 def _with(row: TrialRow, sensitivity: float | None) -> TrialRow:
     from dataclasses import replace
 
-    return row if sensitivity is None else replace(row, metrics={**row.metrics, "lr_sensitivity": sensitivity})
+    return (
+        row if sensitivity is None else replace(row, metrics={**row.metrics, "lr_sensitivity": sensitivity})
+    )

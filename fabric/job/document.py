@@ -80,7 +80,9 @@ class Document:
         into_list = [i for i, key in enumerate(path) if isinstance(key, int)]
         if into_list:
             n = into_list[-1] + 1
-            inner = Document(self.at(path[:n]), {p[n:]: m for p, m in self.marks.items() if p[:n] == path[:n]})
+            inner = Document(
+                self.at(path[:n]), {p[n:]: m for p, m in self.marks.items() if p[:n] == path[:n]}
+            )
             inner.put(path[n:], value)
             self.at(path[: n - 1])[path[n - 1]] = inner.data
             self.marks = {p: m for p, m in self.marks.items() if p[:n] != path[:n]}

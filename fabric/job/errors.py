@@ -24,7 +24,9 @@ def validate(config_class: type[Any], document: Document, prefix: Path_ = ()) ->
         return config_class.model_validate(document.data)
     except ValidationError as error:
         found = [(item, *_walk(config_class, document.data, item["loc"])) for item in error.errors()]
-        meant = {(*p[:-1], nearest(str(p[-1]), _names(m))) for i, p, m in found if i["type"] == "extra_forbidden"}
+        meant = {
+            (*p[:-1], nearest(str(p[-1]), _names(m))) for i, p, m in found if i["type"] == "extra_forbidden"
+        }
         # A misspelt key is one mistake, not an unknown key and a missing one.
         found = [(i, p, m) for i, p, m in found if not (i["type"] == "missing" and p in meant)]
         lines = [_line(item, path, model, document, prefix) for item, path, model in found]
@@ -95,9 +97,7 @@ def _model_of(annotation: Any, data: Any) -> type[BaseModel] | None:
     return found[0] if found else None
 
 
-def _line(
-    item: Any, path: Path_, model: type[BaseModel] | None, document: Document, prefix: Path_
-) -> str:
+def _line(item: Any, path: Path_, model: type[BaseModel] | None, document: Document, prefix: Path_) -> str:
     kind, value, message = item["type"], item.get("input"), item["msg"]
     at = (*path, "kind") if kind == "union_tag_invalid" else _blamed(path, value, message)
     where = f"{_place(document, at)}{dotted((*prefix, *path))}"

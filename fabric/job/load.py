@@ -63,7 +63,9 @@ class Job:
         for override in overrides:
             path = base_path(override.path)
             if path[0] != "base":
-                message = f"{override.path!r} is not below {', '.join(SECTIONS)}{_close(str(path[0]), SECTIONS)}"
+                message = (
+                    f"{override.path!r} is not below {', '.join(SECTIONS)}{_close(str(path[0]), SECTIONS)}"
+                )
                 raise JobError([f"{override.mark}: {message}"])
             base.put(path[1:], from_data(override.value, override.mark))
         section = validate(BaseSection, base, ("base",))
@@ -85,7 +87,9 @@ class Job:
         document = Document({})
         if name is not None:
             if name not in PRESETS:
-                message = f"no preset {name!r}{_close(str(name), list(PRESETS))} (allowed: {', '.join(PRESETS)})"
+                message = (
+                    f"no preset {name!r}{_close(str(name), list(PRESETS))} (allowed: {', '.join(PRESETS)})"
+                )
                 raise explain(base, ("model", "preset"), message, ("base",))
             preset = PRESETS[name]
             body = preset if isinstance(preset, Mapping) else preset.model_dump()
@@ -185,7 +189,9 @@ def _put(document: Document, text: str, value: Document, where: str) -> None:
     allowed = [*(f.alias or n for n, f in JobConfig.model_fields.items()), *SECTIONS]
     if path[0] not in allowed:
         raise JobError(
-            [f"{where}: {text!r} points nowhere{_close(str(path[0]), allowed)} (allowed: {', '.join(allowed)})"]
+            [
+                f"{where}: {text!r} points nowhere{_close(str(path[0]), allowed)} (allowed: {', '.join(allowed)})"
+            ]
         )
     document.put(_named_items(document, path), value)
 

@@ -71,7 +71,9 @@ class AxisConfig(Config):
                 raise ValueError("a nuisance axis needs path and values")
             _unique([a.name for a in self.arms], "arm")
         elif self.path is None or (self.values is None) == (not ranged):
-            raise ValueError("an axis needs a path with values (or, in mode random, with low and high), or arms")
+            raise ValueError(
+                "an axis needs a path with values (or, in mode random, with low and high), or arms"
+            )
         if ranged and not self.low < self.high:  # type: ignore[operator]
             raise ValueError(f"low={self.low} must be below high={self.high}")
         if ranged and self.scale == "log" and self.low <= 0:  # type: ignore[operator]
@@ -155,13 +157,17 @@ class SearchConfig(Config):
         if (self.mode == "phases") != bool(self.phases):
             raise ValueError("mode phases needs a list of phases, and the other modes need none")
         if self.mode == "phases" and any(a.role == "experiment" for a in self.axes):
-            raise ValueError("in mode phases, search.axes holds nuisance axes only; put the others into a phase")
+            raise ValueError(
+                "in mode phases, search.axes holds nuisance axes only; put the others into a phase"
+            )
         if self.mode != "phases" and not self.axes:
             raise ValueError(f"mode {self.mode} needs at least one axis in search.axes")
         if (self.mode == "random") != (self.n_samples is not None):
             raise ValueError("n_samples belongs to mode random, and mode random needs it")
         if self.mode != "random" and any(a.low is not None for a in self.axes):
-            raise ValueError("low and high are ranges to sample from: they need mode random; else list values")
+            raise ValueError(
+                "low and high are ranges to sample from: they need mode random; else list values"
+            )
         _unique([p.name for p in self.phases], "phase")
         return self
 

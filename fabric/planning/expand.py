@@ -56,7 +56,9 @@ def _mark(job: Job, place: Place) -> Mark:
 def label(value: Any) -> str:
     """A value as part of a name: short, without spaces."""
     if isinstance(value, dict):
-        return str(value.get("name") or value.get("kind") or "_".join(f"{k}={label(v)}" for k, v in value.items()))
+        return str(
+            value.get("name") or value.get("kind") or "_".join(f"{k}={label(v)}" for k, v in value.items())
+        )
     if isinstance(value, float):
         return f"{value:g}"
     return "none" if value is None else str(value).replace(" ", "")

@@ -53,7 +53,11 @@ def gpu_count() -> int:
 
 
 def concurrency(
-    resources: ResourcesConfig, peak_bytes: int, n_trials: int, cpus: float | None = None, gpus: float | None = None
+    resources: ResourcesConfig,
+    peak_bytes: int,
+    n_trials: int,
+    cpus: float | None = None,
+    gpus: float | None = None,
 ) -> Concurrency:
     """The number of trials at once: the tightest of CPUs, GPUs, memory, the job's own limit and the trials left.
 
@@ -66,10 +70,14 @@ def concurrency(
     limits = {f"{cpus:g} CPUs at {threads} a trial": int(cpus // threads)}
     if resources.gpus_per_worker:
         gpus = gpus if gpus is not None else gpu_count()
-        limits[f"{gpus:g} GPUs at {resources.gpus_per_worker:g} a trial"] = int(gpus // resources.gpus_per_worker)
+        limits[f"{gpus:g} GPUs at {resources.gpus_per_worker:g} a trial"] = int(
+            gpus // resources.gpus_per_worker
+        )
     if here and not resources.gpus_per_worker:
         free = int(free_memory() * MEMORY_SHARE)
-        limits[f"{free / 2**30:.1f} GiB of memory at {peak_bytes / 2**30:.2f} a trial"] = free // max(1, peak_bytes)
+        limits[f"{free / 2**30:.1f} GiB of memory at {peak_bytes / 2**30:.2f} a trial"] = free // max(
+            1, peak_bytes
+        )
     if resources.max_concurrent:
         limits["resources.max_concurrent"] = resources.max_concurrent
     limits[f"{n_trials} trials"] = max(1, n_trials)
@@ -77,4 +85,3 @@ def concurrency(
     if slots < 1:
         raise ValueError(f"no trial fits: {limit}; give each less, or use a larger machine")
     return Concurrency(slots, threads, limit)
-

@@ -121,7 +121,11 @@ def _rows(study: Study, phase: PhaseRun) -> list[PlannedRow]:
     for arm in phase.arms:
         main = arm.main if arm.main is not None else study.preview(phase, arm)
         for trial in [*arm.tuning, *main]:
-            state = "duplicate" if trial.id in seen or (trial.phase, trial.arm) != (phase.name, arm.arm.name) else ""
+            state = (
+                "duplicate"
+                if trial.id in seen or (trial.phase, trial.arm) != (phase.name, arm.arm.name)
+                else ""
+            )
             seen.add(trial.id)
             tokens = training_tokens(trial.spec)
             state = state or _state(study, trial)

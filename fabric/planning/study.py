@@ -127,7 +127,11 @@ class Study:
     def _study_id(self) -> str:
         """A hash of what is compared and how; not of names, resources or cadences."""
         probe = self._spec(self.base, seed=0)
-        body = [probe.identity(), described(self.search), described(probe.evaluate.model_copy(update=PATH_FREE))]
+        body = [
+            probe.identity(),
+            described(self.search),
+            described(probe.evaluate.model_copy(update=PATH_FREE)),
+        ]
         return hashlib.sha256(canonical_json(body).encode()).hexdigest()[:12]
 
     def _spec(self, configuration: Configuration, seed: int) -> TrialSpec:

@@ -58,7 +58,12 @@ class Bridge:
         """Axes as plain columns for Tune's own tools, our task under one key."""
         trial = task.trial
         columns = {"phase": trial.phase, "arm": trial.arm, "point": trial.point, "seed": trial.seed}
-        columns |= {"lr": trial.spec.train.optimizer.lr, "role": trial.role, "trial": trial.id, "kind": task.kind}
+        columns |= {
+            "lr": trial.spec.train.optimizer.lr,
+            "role": trial.role,
+            "trial": trial.id,
+            "kind": task.kind,
+        }
         return {**columns, "task": task_body(self.study, task, **self.settings)}
 
     def reported(self, tune_id: str, row: dict[str, Any]) -> bool:
@@ -92,7 +97,9 @@ class PlannerSearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         return self.bridge.next_config(trial_id)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         # Errors come with their text through EndCallback.on_trial_error.
         if not error:
             self.bridge.ended(trial_id)
@@ -111,7 +118,9 @@ class RungScheduler(FIFOScheduler):
         super().__init__()
         self.bridge = bridge
 
-    def on_trial_result(self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]) -> str:
+    def on_trial_result(
+        self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]
+    ) -> str:
         goes_on = self.bridge.reported(trial.trial_id, result)
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
@@ -122,7 +131,9 @@ class EndCallback(Callback):
     def __init__(self, bridge: Bridge) -> None:
         self.bridge = bridge
 
-    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
         self.bridge.ended(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:

@@ -27,7 +27,9 @@ def fabric_trial(config: dict[str, Any]) -> None:
 
     task = config["task"]
     if task["source_hash"] != _own_hash():
-        raise RuntimeError("this worker runs other sources than the driver; start the cluster with the same version")
+        raise RuntimeError(
+            "this worker runs other sources than the driver; start the cluster with the same version"
+        )
     os.environ["RAYON_NUM_THREADS"] = str(task["threads"])
 
     def report(row: Mapping[str, Any]) -> Directive:
@@ -42,7 +44,9 @@ def perform(task: Mapping[str, Any], report: Any) -> None:
     record = Store(task["store"]).trial(task["trial"])
     body = record.spec()
     if body is None:
-        raise RuntimeError(f"{record.prefix}/trial.json is missing below {task['store']}: is the folder shared?")
+        raise RuntimeError(
+            f"{record.prefix}/trial.json is missing below {task['store']}: is the folder shared?"
+        )
     spec = TrialSpec.model_validate(body)
     cache = token_cache(task["cache"], spec.data_key)
     if task["kind"] == "test":

@@ -253,7 +253,9 @@ class TrialRecord:
         return self.objects.create(f"{self.prefix}/decisions/{name}.json", dump_json(decision, indent=1))
 
     def evaluation_keys(self) -> list[str]:
-        return [k.rsplit("/", 1)[1].removesuffix(".json") for k in self.objects.list(f"{self.prefix}/evaluations")]
+        return [
+            k.rsplit("/", 1)[1].removesuffix(".json") for k in self.objects.list(f"{self.prefix}/evaluations")
+        ]
 
     def decisions(self, study: str = "") -> list[dict[str, Any]]:
         """The decisions about this trial, of one study or of all, in the order of their names."""

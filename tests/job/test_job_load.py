@@ -50,10 +50,20 @@ def error_of(tmp_path: Path, old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
-        ("batch_size: 4", "batch_sise: 4", 10, ["base.train.batch_sise", "did you mean 'batch_size'", "clip_norm"]),
+        (
+            "batch_size: 4",
+            "batch_sise: 4",
+            10,
+            ["base.train.batch_sise", "did you mean 'batch_size'", "clip_norm"],
+        ),
         ("kind: gqa", "kind: gpa", 6, ["base.model.mixer.kind", "'gpa'", "did you mean 'gqa'", "mla"]),
         ("n_kv_heads: 2", "n_kv_heads: 3", 6, ["n_heads=4", "n_kv_heads=3", "1, 2 or 4"]),
-        ("n_heads: 4, n_kv_heads: 2", "n_heads: 8, n_kv_heads: 3", 6, ["n_heads=8", "n_kv_heads=3", "1, 2, 4 or 8"]),
+        (
+            "n_heads: 4, n_kv_heads: 2",
+            "n_heads: 8, n_kv_heads: 3",
+            6,
+            ["n_heads=8", "n_kv_heads=3", "1, 2, 4 or 8"],
+        ),
         ("tokens: 4k", "tokens: 4q", 9, ["base.train.tokens", "'4q'", "200k"]),
         ("lr: 3e-3", "lr: -1", 11, ["base.train.optimizer.lr", "-1", "greater than 0"]),
         ("lr: 3e-3", "lr: fast", 11, ["base.train.optimizer.lr", "'fast'", "not a number"]),
@@ -151,7 +161,11 @@ def test_depth_size_and_encoding_are_bounded(tmp_path: Path) -> None:
 
 def test_yaml_tags_are_not_executed(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="cannot be read"):
-        load_job(write(tmp_path, JOB.replace("about", "x").replace("name: tiny", "name: !!python/name:os.system x")))
+        load_job(
+            write(
+                tmp_path, JOB.replace("about", "x").replace("name: tiny", "name: !!python/name:os.system x")
+            )
+        )
 
 
 leaf = st.integers() | st.text(max_size=4) | st.booleans()
