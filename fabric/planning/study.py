@@ -120,6 +120,7 @@ class Study:
         body = {"name": job.name, "scale": job.scale, "study": self.id, "created": time.time()}
         self._record("job", {**body, "job": job.document.data})
         self._tested: set[str] = set()
+        self.untested: set[str] = set()  # trials whose test split could not be read
         self._open_next_phase()
 
     # -- identity and records ------------------------------------------------------------------------------
@@ -299,6 +300,8 @@ class Study:
             trial.state, trial.end = "ended", FINISHED
         elif any(d["stop"] for d in trial.decisions.values()):
             trial.state, trial.end = "ended", "stopped"
+        elif any(rung not in trial.decisions for rung in trial.rung_values):
+            trial.state = "paused"  # the driver was gone before it decided: `_settle` does
 
     def _values_from(self, trial: Trial, rows: list[dict[str, Any]]) -> None:
         for row in rows:
@@ -361,9 +364,10 @@ class Study:
 
     def _next_test(self) -> Task | Literal["wait", "done"]:
         for trial in self.main_trials():
-            if trial.id not in self._tested and not self._is_tested(trial):
+            if trial.id not in self._tested:
                 self._tested.add(trial.id)
-                return Task("test", trial)
+                if not self._is_tested(trial):
+                    return Task("test", trial)
         return "wait" if any(t.state == "running" for t in self.trials.values()) else "done"
 
     def main_trials(self) -> list[Trial]:
@@ -401,6 +405,7 @@ class Study:
                 self._halve_micro_batch(trial)
             retry = trial.failures <= self.job.config.resources.max_retries
             trial.state, trial.end = ("waiting", None) if retry else ("ended", FAILED)
+            self._note_failure(trial, error)
             if not retry:
                 self.warnings.append(f"{trial.phase}/{trial.arm} seed {trial.seed} failed: {error}")
         if trial.group:
@@ -408,6 +413,26 @@ class Study:
                 self._judge(trial, rung)
         if trial.state == "paused":
             self._unpause(trial)
+
+    def _note_failure(self, trial: Trial, error: str | None) -> None:
+        """Record why an attempt failed: a killed worker's last word is that it runs."""
+        if not self.dry:
+            record = self.store.trial(trial.id)
+            attempt = max(record.attempt_numbers(), default=0)
+            body = {"failed_attempt": attempt, "error": error or "no message", "study": self.id}
+            record.write_decision(f"{self.id}-failure-{attempt}", body)
+
+    def tested(self, trial_id: str, error: str | None = None) -> None:
+        """A worker let go of a test task; one that failed is given out again as often as a trial is."""
+        trial = self.trials[trial_id]
+        if error is None:
+            return
+        trial.failures += 1
+        if trial.failures <= self.job.config.resources.max_retries:
+            self._tested.discard(trial_id)
+        else:
+            self.untested.add(trial_id)
+            self.warnings.append(f"{trial.phase}/{trial.arm} seed {trial.seed}: test split not read: {error}")
 
     def _halve_micro_batch(self, trial: Trial) -> None:
         now = self.micro_batch_size(trial) or trial.spec.train.micro_batch_size or trial.spec.train.batch_size
@@ -489,7 +514,10 @@ class Study:
 
     def _settle(self, run: PhaseRun) -> None:
         """Take every decision that is due: rates of arms whose tuning has ended, then the phase's."""
-        for trial in self.trials.values():
+        for trial in [t for t in self.trials.values() if t.state == "paused"]:
+            for rung in trial.rung_values:
+                if rung not in trial.decisions:
+                    self._judge(trial, rung)
             if trial.state == "paused":
                 self._unpause(trial)
         for arm in run.arms:
