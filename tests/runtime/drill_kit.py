@@ -122,21 +122,25 @@ class Sweep:
 
     def __init__(self, job_file: Path, out: Path, *options: str, cwd: Path | None = None, **environment: str):
         self.root = out / "drill"
-        self.out_file, self.err_file = out.parent / "stdout.txt", out.parent / "stderr.txt"
-        self.command = ["sweep", str(job_file), "--out", str(out), *options]
-        program = [sys.executable, "-c", "from fabric.cli import main; main()"]
+        number = len(list(job_file.parent.glob("stdout-*.txt")))
+        self.out_file = job_file.parent / f"stdout-{number}.txt"
+        self.err_file = job_file.parent / f"stderr-{number}.txt"
+        # As the installed command does it: a script in a folder of its own, which comes first on the path.
+        script = job_file.parent / "bin" / "fabric"
+        script.parent.mkdir(exist_ok=True)
+        script.write_text("from fabric.cli import main\n\nif __name__ == '__main__':\n    main()\n")
+        command = [sys.executable, str(script), "sweep", str(job_file), "--out", str(out), *options]
         paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_"))}
         with open(self.out_file, "w") as stdout, open(self.err_file, "w") as stderr:
             self.process = subprocess.Popen(
-                program + self.command,
+                command,
                 stdout=stdout,
                 stderr=stderr,
-                cwd=cwd or out.parent,
+                cwd=cwd or job_file.parent,
                 env={
                     **clean,
                     "PYTHONPATH": paths,
-                    "PYTHONSAFEPATH": "1",
                     "OMP_NUM_THREADS": "1",
                     **environment,
                 },
@@ -159,7 +163,7 @@ class Sweep:
     def stderr(self) -> str:
         return self.err_file.read_text()
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = 240) -> int:
         """The exit code; the session's other processes are ended too when it takes too long."""
         try:
             return self.process.wait(timeout)
@@ -179,7 +183,7 @@ class Sweep:
                 os.kill(pid, signal.SIGKILL)
         self.process.wait(10)
 
-    def until(self, condition: Callable[[Store], Any], timeout: float = 90) -> Any:
+    def until(self, condition: Callable[[Store], Any], timeout: float = 240) -> Any:
         """Poll the records until `condition` holds; fails when the sweep ends before or it takes too long."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -189,7 +193,7 @@ class Sweep:
                 if found := condition(self.store):
                     return found
                 raise AssertionError(f"the sweep ended with {self.process.returncode}\n{self.stderr[-3000:]}")
-            time.sleep(0.02)
+            time.sleep(0.03)
         self.end()
         raise AssertionError(f"not seen in {timeout} s\n{self.stderr[-3000:]}")
 
@@ -203,6 +207,13 @@ def sweeping(*args: Any, **options: Any) -> Iterator[Sweep]:
     finally:
         if process.process.poll() is None:
             process.end()
+
+
+def resumed(job_file: Path, out: Path, **options: Any) -> Sweep:
+    """The same command once more, to its end."""
+    with sweeping(job_file, out, **options) as last:
+        assert last.wait(240) == 0, last.stderr[-3000:]
+    return last
 
 
 # -- processes ----------------------------------------------------------------------------------------------------
@@ -258,6 +269,14 @@ def gone(pids: list[int], timeout: float = 15) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def kill_ray(sweep: Sweep) -> None:
+    """All of Ray at once: raylet, gcs and every worker."""
+    family = ray_of(sweep.pid)
+    for pid in family["raylet"] + family["gcs"] + family["workers"]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 # -- records ------------------------------------------------------------------------------------------------------
