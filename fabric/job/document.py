@@ -54,9 +54,9 @@ class Document:
         """The value at a path; KeyError when there is none."""
         value = self.data
         for key in path:
-            if isinstance(value, Mapping) and key in value:
-                value = value[key]
-            elif isinstance(value, list) and isinstance(key, int) and key < len(value):
+            if (isinstance(value, Mapping) and key in value) or (
+                isinstance(value, list) and isinstance(key, int) and key < len(value)
+            ):
                 value = value[key]
             else:
                 raise KeyError(key)
