@@ -252,7 +252,8 @@ def bench(
     from fabric.printing import print_bench, print_json
 
     if name is None:
-        print_json(benches()) if json else [typer.echo(f"{k:12} {v}") for k, v in benches().items()]
+        listed = benches()
+        print_json(listed) if json else typer.echo("\n".join(f"{k:12} {v}" for k, v in listed.items()))
         return
     found = measure(name, repeats=repeats, out=out)
     print_json(found) if json else print_bench(found)

@@ -2,7 +2,7 @@
 
 An arm is adopted if its paired, Holm-corrected interval to the baseline excludes zero on the good side (of several
 the one with the lowest mean); failing that, if it is cheaper and its interval ends below a margin that the job
-states; else the baseline stays. Decisions carry their inputs, so that each can be taken again and checked.
+states (with several cheaper arms, that test is Holm-corrected as well); else the baseline stays. Decisions carry their inputs, so that each can be taken again and checked.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from scipy.special import stdtr
 
 from fabric.analysis.stats import (
     Pooled,
@@ -30,7 +32,8 @@ MIN_SEEDS = 3
 class ArmResult:
     """One arm's losses (nats, lower is better) on the result's seeds, and its costs.
 
-    A NaN or infinite loss counts as diverged, like the runs counted in `diverged` that have no loss at all.
+    A NaN or infinite loss counts as diverged, like the runs counted in `diverged` that have no loss at all; an arm
+    none of whose runs came to its end (all failed or were stopped) is given with `diverged=1`.
     """
 
     name: str
@@ -188,7 +191,7 @@ def decide(
         others = [a for a in sound if a is not base]
         comparisons, spread = _compare(others, base, alpha)
         verdict |= {baseline: BASELINE} | {name: _verdict(c) for name, c in comparisons.items()}
-        winner, reason = _choose(others, base, comparisons, verdict, margin)
+        winner, reason = _choose(others, base, comparisons, verdict, margin, alpha)
         if verdict[winner] in (NOISE, WORSE):
             verdict[winner] = FOR_COST
         height = {baseline: 0.0} | {name: c.diff for name, c in comparisons.items()}
@@ -220,6 +223,7 @@ def _choose(
     comparisons: Mapping[str, Comparison],
     verdict: Mapping[str, str],
     margin: float | None,
+    alpha: float,
 ) -> tuple[str, str]:
     """The winner beside a sound baseline, and why, in a sentence."""
 
@@ -236,17 +240,43 @@ def _choose(
         best = min(better, key=diff)
         c = comparisons[best.name]
         return best.name, f"better than {base.name} by {-diff(best):.4g} nats (Holm p = {c.p_holm:.3g})"
-    for arm in sorted(others, key=lambda a: (a.cost, diff(a))):
-        high = comparisons[arm.name].high
-        if margin is not None and comparisons[arm.name].cheaper and high is not None and high < margin:
-            return arm.name, f"cheaper than {base.name}, at most {high:.4g} nats worse (margin {margin:g})"
+    if within := _surely_within(others, comparisons, margin, alpha):
+        cheapest = min(within, key=lambda a: (a.cost, diff(a)))
+        high = comparisons[cheapest.name].high
+        return cheapest.name, f"cheaper than {base.name}, at most {high:.4g} nats worse (margin {margin:g})"
     return base.name, f"no arm is better than {base.name} beyond the noise"
+
+
+def _surely_within(
+    others: Sequence[ArmResult], comparisons: Mapping[str, Comparison], margin: float | None, alpha: float
+) -> list[ArmResult]:
+    """The cheaper arms that are not worse than the baseline by `margin`: one-sided at alpha / 2, Holm over them."""
+    cheaper = [a for a in others if comparisons[a.name].cheaper and comparisons[a.name].df]
+    if margin is None:
+        return []
+    p_values = [_p_beyond(comparisons[a.name], margin) for a in cheaper]
+    found = []
+    for arm, p in zip(cheaper, holm(p_values)):
+        high = comparisons[arm.name].high
+        if p <= alpha / 2 and high is not None and high < margin:
+            found.append(arm)
+    return found
+
+
+def _p_beyond(c: Comparison, margin: float) -> float:
+    """The chance of a difference this small or smaller if the arm were truly `margin` worse."""
+    assert c.df is not None
+    assert c.std is not None
+    error = c.std / math.sqrt(c.n)
+    if error == 0:
+        return 0.0 if c.diff < margin else 1.0
+    return float(stdtr(c.df, (c.diff - margin) / error))
 
 
 def _without_baseline(sound: Sequence[ArmResult], baseline: str) -> tuple[str, str]:
     if not sound:
-        return baseline, "every arm diverged; the baseline stays"
-    return min(sound, key=_mean).name, f"{baseline} diverged; lowest mean of the arms that ran through"
+        return baseline, "no arm ran through; the baseline stays"
+    return min(sound, key=_mean).name, f"{baseline} did not run through; lowest mean of those that did"
 
 
 def _detectable(comparisons: Mapping[str, Comparison], alpha: float) -> float | None:

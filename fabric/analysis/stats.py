@@ -11,16 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import nctdtr, stdtr, stdtrit
+from scipy.special import gammaincinv, ndtr, stdtr, stdtrit
 
-SPREAD_ALPHA = (
-    0.2  # a lenient level: a test that misses unequal spread costs more than one that sees too much
-)
+SPREAD_ALPHA = 0.2  # lenient: missing an unequal spread costs more than seeing one that is not there
 NULL_DRAWS = 4000
+POWER_NODES = 256
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,19 @@ def paired(
 @lru_cache(maxsize=64)
 def _epsilon_null(n_arms: int, n_seeds: int) -> np.ndarray:
     """Sorted draws of epsilon when all differences spread equally; it depends on nothing but the two counts."""
-    draws = np.random.default_rng(20260101).standard_normal((NULL_DRAWS, n_seeds - 1, n_arms - 1))
-    cov = np.swapaxes(draws, 1, 2) @ draws
+    small, large = sorted((n_seeds - 1, n_arms - 1))  # the smaller Gram matrix has the same two traces
+    draws = np.random.default_rng(20260101).standard_normal((NULL_DRAWS, small, large))
+    cov = draws @ np.swapaxes(draws, 1, 2)
     trace = np.trace(cov, axis1=1, axis2=2)
     return np.sort(trace**2 / ((n_arms - 1) * np.square(cov).sum(axis=(1, 2))))
+
+
+def _distinct(losses: Mapping[str, Mapping[int, float]], seeds: Sequence[int]) -> tuple[str, ...]:
+    """The arms without those whose losses on the seeds are an earlier one's."""
+    first: dict[Any, str] = {}
+    for arm, values in losses.items():
+        first.setdefault(tuple(values[s] for s in seeds) or arm, arm)
+    return tuple(first.values())
 
 
 def pooled_residual(losses: Mapping[str, Mapping[int, float]], spread_alpha: float = SPREAD_ALPHA) -> Pooled:
@@ -145,13 +154,14 @@ def pooled_residual(losses: Mapping[str, Mapping[int, float]], spread_alpha: flo
     That is tested by Greenhouse & Geisser's epsilon, John's (1971) locally best invariant statistic, which works
     with more arms than seeds; its null distribution is simulated (exact for normal noise at any n, where Mauchly's
     chi-square is not). Pooling is refused when p < `spread_alpha`, for fewer than three arms (it would change
-    nothing) and for fewer than three common seeds.
+    nothing) and for fewer than three common seeds. An arm whose losses are another's (a window longer than the
+    text) counts once: it holds no noise of its own and would make the others' look smaller.
     """
-    arms = tuple(losses)
     seeds = sorted(set.intersection(*(set(v) for v in losses.values()))) if losses else []
+    arms = _distinct(losses, seeds)
     n = len(seeds)
     if len(arms) < 3 or n < 3:
-        few = f"{len(arms)} arms (3 needed)" if len(arms) < 3 else f"{n} common seeds (3 needed)"
+        few = f"{len(arms)} different arms (3 needed)" if len(arms) < 3 else f"{n} common seeds (3 needed)"
         return Pooled(None, None, False, None, None, arms, n, f"not pooled: {few}")
     y = np.array([_finite([losses[a][s] for s in seeds], f"arm {a}") for a in arms])
     residual = y - y.mean(0, keepdims=True) - y.mean(1, keepdims=True) + y.mean()
@@ -193,11 +203,28 @@ def holm_levels(p_values: Sequence[float], alpha: float = 0.05) -> list[float]:
     return levels
 
 
+@cache
+def _rule() -> tuple[np.ndarray, np.ndarray]:
+    return np.polynomial.legendre.leggauss(POWER_NODES)
+
+
+@lru_cache(maxsize=64)
+def _spreads(df: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values of sqrt(chi2_df / df) and their weights: a Gauss-Legendre rule over the distribution."""
+    nodes, weights = _rule()
+    return np.sqrt(2 * gammaincinv(df / 2, (nodes + 1) / 2) / df), weights / 2
+
+
 def _power(difference: float, std: float, n: int, alpha: float, df: int) -> float:
-    """Chance that a two-sided paired t-test at `alpha` finds a true difference."""
+    """Chance that a two-sided paired t-test at `alpha` finds a true difference.
+
+    The noncentral t's tails, integrated over the estimated spread: scipy's nctdtr is NaN at the few degrees of
+    freedom that three seeds leave.
+    """
     shift = difference / std * math.sqrt(n)
-    critical = t_quantile(1 - alpha / 2, df)
-    return float(1 - nctdtr(df, shift, critical) + nctdtr(df, shift, -critical))
+    spread, weight = _spreads(df)
+    critical = t_quantile(1 - alpha / 2, df) * spread
+    return float(weight @ (ndtr(shift - critical) + ndtr(-shift - critical)))
 
 
 def _check_power(std: float, alpha: float, power: float) -> None:
@@ -218,12 +245,15 @@ def minimal_detectable_difference(
     _check_power(std_of_difference, alpha, power)
     if n < 2:
         return None
-    free = n - 1 if df is None else df
+    return std_of_difference * _detectable_in_stds(n, alpha, power, n - 1 if df is None else df)
+
+
+@lru_cache(maxsize=256)
+def _detectable_in_stds(n: int, alpha: float, power: float, df: int) -> float:
     top = 2.0
-    while _power(top, 1.0, n, alpha, free) < power:
+    while _power(top, 1.0, n, alpha, df) < power:
         top *= 2
-    root = brentq(lambda d: _power(d, 1.0, n, alpha, free) - power, 0.0, top, xtol=1e-10)
-    return std_of_difference * float(root)
+    return float(brentq(lambda d: _power(d, 1.0, n, alpha, df) - power, 0.0, top, xtol=1e-10))
 
 
 def seeds_needed(

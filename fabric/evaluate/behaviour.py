@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fabric.evaluate.lm import score
+from fabric.train.memory import is_out_of_memory
 from fabric.train.step import autocast
 
 if TYPE_CHECKING:
@@ -25,24 +26,29 @@ def by_length(
     found: dict[str, float | None] = {}
     for length in lengths:
         batch_size = max(1, TOKENS_TIMED // length)
-        fits = cache.n_rows("validation", length) > 0 and length <= model.config.max_seq_len
-        loss = (
-            score(model, cache, "validation", length, TOKENS_SCORED, batch_size, precision).loss
-            if fits
-            else None
-        )
+        loss = speed = None
+        if length <= model.config.max_seq_len and cache.n_rows("validation", length) > 0:
+            loss = score(model, cache, "validation", length, TOKENS_SCORED, batch_size, precision).loss
+            speed = _speed(model, batch_size, length, precision)
         found[f"val_loss_at_{length}"] = loss
-        found[f"tokens_per_second_at_{length}"] = (
-            _speed(model, batch_size, length, precision) if fits else None
-        )
+        found[f"tokens_per_second_at_{length}"] = speed
     return found
 
 
 def by_batch_size(
     model: Any, seq_len: int, batch_sizes: tuple[int, ...], precision: Any
 ) -> dict[str, float | None]:
-    """`tokens_per_second_batch_<B>` at the training length."""
-    return {f"tokens_per_second_batch_{b}": _speed(model, b, seq_len, precision) for b in batch_sizes}
+    """`tokens_per_second_batch_<B>` at the training length; None where B texts do not fit in memory."""
+    found: dict[str, float | None] = {}
+    for size in batch_sizes:
+        speed = None
+        try:
+            speed = _speed(model, size, seq_len, precision)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        found[f"tokens_per_second_batch_{size}"] = speed
+    return found
 
 
 def _speed(model: Any, batch_size: int, seq_len: int, precision: Any) -> float:

@@ -30,7 +30,9 @@ def final_metrics(
 ) -> tuple[dict[str, float | None], list[str]]:
     """The metrics of `fabric.job.metrics` that are taken once, at the end, and the generated samples' texts.
 
-    The model's mode and the global random state are as before afterwards.
+    What does not fit the model or the split is None (its key is there if the job asked for it). Nothing but the
+    speeds depends on `batch_size`. The model's mode and the global random state are as before afterwards.
+    Raises ValueError when the validation split does not hold one window of `seq_len`.
     """
     whole = score(model, cache, "validation", seq_len, config.final_val_tokens, batch_size, precision)
     metrics: dict[str, float | None] = {
@@ -41,15 +43,14 @@ def final_metrics(
     }
     texts: list[str] = []
     with evaluating(model):
-        if config.recall and (
-            found := recall(model, cache, seq_len, batch_size=batch_size, precision=precision)
-        ):
-            metrics |= {"recall_accuracy": found.accuracy, "recall_gain": found.gain}
+        if config.recall:
+            found = recall(model, cache, seq_len, batch_size=batch_size, precision=precision)
+            metrics["recall_accuracy"] = found.accuracy if found else None
+            metrics["recall_gain"] = found.gain if found else None
         if config.minimal_pairs is not None:
-            accuracy = minimal_pairs_accuracy(
+            metrics["minimal_pairs_accuracy"] = minimal_pairs_accuracy(
                 model, cache.tokenizer(), config.minimal_pairs, precision=precision
             )
-            metrics["minimal_pairs_accuracy"] = accuracy
         if config.samples is not None:
             tokenizer = cache.tokenizer()
             samples = draw(model, tokenizer, config.samples, seed)

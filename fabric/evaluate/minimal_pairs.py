@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fabric.train.loss import nll_per_token
+from torch.nn.utils.rnn import pad_sequence
+
+from fabric.train.loss import IGNORED, nll_per_token
 from fabric.train.step import autocast
 
 if TYPE_CHECKING:
@@ -27,15 +29,9 @@ def read_pairs(folder: Path) -> dict[str, list[tuple[str, str]]]:
         )
     found: dict[str, list[tuple[str, str]]] = {}
     for file in files:
-        pairs = []
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                pairs.append((str(row["sentence_good"]), str(row["sentence_bad"])))
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{file}:{number}: wants sentence_good and sentence_bad") from None
+        # Not splitlines: JSON may hold U+2028 and the like unescaped.
+        lines = file.read_bytes().split(b"\n")
+        pairs = [_pair(line, f"{file}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
         if pairs:
             found[file.stem] = pairs
     if not found:
@@ -43,33 +39,48 @@ def read_pairs(folder: Path) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
+def _pair(line: bytes, where: str) -> tuple[str, str]:
+    try:
+        row = json.loads(line)
+        good, bad = row["sentence_good"], row["sentence_bad"]
+    except (ValueError, KeyError, TypeError):
+        good = bad = None
+    if not (isinstance(good, str) and isinstance(bad, str) and good and bad):
+        raise ValueError(
+            f"{where}: a minimal pair is a JSON object with the texts sentence_good and sentence_bad"
+        )
+    return good, bad
+
+
 def minimal_pairs_accuracy(
     model: Any, tokenizer: Tokenizer, folder: Path, *, batch_size: int = 32, precision: Any = "fp32"
-) -> float:
+) -> float | None:
     """The mean over paradigms of the share of pairs whose good sentence has the higher sum of log-probabilities.
 
-    A sentence is scored whole, after an end-of-text token; a tie counts as wrong.
+    A sentence is scored whole, after an end-of-text token; a tie counts as wrong. None when a sentence is longer
+    than the model's `max_seq_len`: an accuracy over some of the pairs would compare with nothing.
     """
     paradigms = read_pairs(folder)
-    sentences = sorted({s for pairs in paradigms.values() for pair in pairs for s in pair}, key=len)
-    scores: dict[str, float] = {}
-    for start in range(0, len(sentences), batch_size):
-        batch = sentences[start : start + batch_size]
-        ids = [[tokenizer.eos_id, *tokenizer.encode(s)] for s in batch]
-        for sentence, nats in zip(batch, _nats(model, ids, precision), strict=True):
-            scores[sentence] = nats
-    shares = [sum(scores[g] < scores[b] for g, b in pairs) / len(pairs) for pairs in paradigms.values()]
+    texts = {text for pairs in paradigms.values() for pair in pairs for text in pair}
+    ids = {text: [tokenizer.eos_id, *tokenizer.encode(text)] for text in texts}
+    if max(map(len, ids.values())) - 1 > model.config.max_seq_len:
+        return None
+    by_length = sorted(texts, key=lambda text: (len(ids[text]), text))  # little padding, the same every time
+    nats: dict[str, float] = {}
+    for start in range(0, len(by_length), batch_size):
+        batch = by_length[start : start + batch_size]
+        nats.update(zip(batch, _nats(model, [ids[text] for text in batch], precision), strict=True))
+    shares = [sum(nats[g] < nats[b] for g, b in pairs) / len(pairs) for pairs in paradigms.values()]
     return sum(shares) / len(shares)
 
 
 def _nats(model: Any, ids: list[list[int]], precision: Any) -> list[float]:
     """Summed negative log-likelihood of each row; shorter rows are padded on the right, which nothing before sees."""
-    longest = max(len(row) for row in ids)
-    padded_BT = torch.tensor(
-        [row + [row[0]] * (longest - len(row)) for row in ids], device=model.lm_head_weight.device
-    )
-    counted_BT = torch.tensor([[1.0] * (len(row) - 1) + [0.0] * (longest - len(row)) for row in ids])
+    padded_BT = pad_sequence([torch.tensor(row) for row in ids], batch_first=True, padding_value=0)
+    padded_BT = padded_BT.to(model.lm_head_weight.device)
+    lengths_B = torch.tensor([len(row) for row in ids], device=padded_BT.device)
+    scored_BT = torch.arange(1, padded_BT.shape[1], device=padded_BT.device) < lengths_B[:, None]
     with autocast(padded_BT.device.type, precision):
-        nll_BT = nll_per_token(model, padded_BT[:, :-1], padded_BT[:, 1:]).double().cpu()
-    total: list[float] = (nll_BT * counted_BT).sum(1).tolist()
+        nll_BT = nll_per_token(model, padded_BT[:, :-1], padded_BT[:, 1:].masked_fill(~scored_BT, IGNORED))
+    total: list[float] = nll_BT.double().sum(1).tolist()
     return total

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def draw(model: Any, tokenizer: Tokenizer, config: SamplesConfig, seed: int) -> list[list[int]]:
-    """`config.n` texts of `config.tokens` tokens, each begun by an end-of-text token (which is not returned)."""
+    """`config.n` texts of `config.tokens` tokens, each begun by an end-of-text token (which is not returned).
+
+    No text, an empty list, when they would be longer than the model's `max_seq_len`.
+    """
+    if config.tokens + 1 > model.config.max_seq_len:
+        return []
     start_N1 = torch.full((config.n, 1), tokenizer.eos_id, device=model.lm_head_weight.device)
     generator = torch.Generator(device=start_N1.device).manual_seed(seed)
     ids = models.generate(model, start_N1, config.tokens, temperature=config.temperature, generator=generator)
