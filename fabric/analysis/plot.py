@@ -14,10 +14,12 @@ NEUTRAL = "#5f6b7a"
 
 
 def plot(rows: Sequence[ArmRow], path: Path | str) -> None:
-    """Write a figure (format by the path's ending): mean and 95 % interval per arm, one panel a phase.
+    """Write a figure (format by the path's ending): mean and intervals per arm, one panel a phase.
 
-    The grey band is the baseline's mean ± one standard deviation over seeds, drawn from three seeds on. Small dots
-    are seeds; hollow ones runs that were stopped early, at their last loss, with their arm marked but not averaged.
+    The thick bar is the paired difference's interval, drawn from the baseline's mean: it clears the baseline's line
+    exactly when the verdict is better or worse. The thin bar is the 95 % interval of the mean over seeds, which
+    holds what the seeds have in common; the grey band the baseline's mean ± one standard deviation. Small dots are
+    seeds, hollow ones the result's runs that were stopped early, at their last loss (never averaged).
     Raises ValueError when no arm has a result.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -35,7 +37,11 @@ def plot(rows: Sequence[ArmRow], path: Path | str) -> None:
         _panel(axis, phase, arms)
     info = metric_info(shown[0].metric)
     unit = f" ({info.unit})" if info and info.unit else ""
-    axes[-1].set_xlabel(f"{shown[0].metric}{unit}: mean and 95 % interval over seeds", fontsize=9)
+    axes[-1].set_xlabel(
+        f"{shown[0].metric}{unit}. Thick: paired difference to the baseline, 95 %, Holm; thin: mean over seeds, "
+        "95 %;\nsmall: seeds; hollow: stopped early; grey: the baseline's standard deviation",
+        fontsize=8,
+    )
     figure.savefig(str(path), dpi=150)
 
 
@@ -50,10 +56,13 @@ def _panel(axis, phase: str, arms: Sequence[ArmRow]) -> None:  # type: ignore[no
         axis.plot(list(row.values.values()), [y] * len(row.values), ".", ms=3, color=colour, alpha=0.45)
         losses = [loss for _, loss in row.censored] if row.metric == "val_loss" else []
         axis.plot(losses, [y] * len(losses), "o", ms=5, mfc="none", mec=NEUTRAL, mew=0.8)
-        if row.result:
-            r = row.result
-            if r.n >= MIN_SEEDS and r.low is not None and r.high is not None:
-                axis.plot([r.low, r.high], [y, y], "-", color=colour, lw=1.6, solid_capstyle="butt")
+        r, c = row.result, row.comparison
+        if r and r.n >= MIN_SEEDS and r.low is not None and r.high is not None:
+            axis.plot([r.low, r.high], [y, y], "-", color=colour, lw=0.8, alpha=0.6)
+        if base and c and c.low is not None and c.high is not None:
+            ends = [base.mean + c.low, base.mean + c.high]
+            axis.plot(ends, [y, y], "-", color=colour, lw=3, solid_capstyle="butt")
+        if r:
             axis.plot([r.mean], [y], "o", ms=6, color=colour)
     axis.set_yticks(range(len(arms)), [f"{r.arm}  (n={r.n})" for r in arms], fontsize=8)
     axis.set_ylim(len(arms) - 0.5, -0.5)
