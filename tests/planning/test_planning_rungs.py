@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -232,7 +233,7 @@ def test_a_paused_trial_with_an_undecided_rung_waits_after_a_restart_too():
 def test_rungs_rise_by_the_factor_and_stay_below_the_end(n_tokens, eta, grace):
     rungs = Asha(kind="asha", reduction_factor=eta, grace_tokens=grace).rungs(n_tokens)
     assert all(0 < r < n_tokens for r in rungs)
-    assert all(b == a * eta for a, b in zip(rungs, rungs[1:]))
+    assert all(b == a * eta for a, b in itertools.pairwise(rungs))
 
 
 @given(
