@@ -128,9 +128,7 @@ def results(
     study: Annotated[str | None, typer.Option(help="Which study, if the folder holds several.")] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write the table to this CSV file.")] = None,
     json: Json = False,
-    parquet: Annotated[
-        Path | None, typer.Option("--parquet", help="Write it to this Parquet file.")
-    ] = None,
+    parquet: Annotated[Path | None, typer.Option("--parquet", help="Write it to this Parquet file.")] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw it into this picture (PNG, SVG, PDF).")
     ] = None,

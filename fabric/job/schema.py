@@ -135,6 +135,7 @@ class SearchConfig(Config):
 
     grid: every combination of the axes · random: `n_samples` of them · oneway: the base, and each value on its own ·
     phases: one phase after the other, each on what the ones before adopted.
+    `fit: params` reads the arms as sizes of one model: the results fit L(N) = E + A N^-alpha, largest size held out.
     """
 
     mode: Literal["grid", "random", "oneway", "phases"]
@@ -148,6 +149,7 @@ class SearchConfig(Config):
     compete: Literal["rates", "arms"] = "rates"
     match: Literal["none", "params", "flops", "state"] = "none"
     metric: Literal["val_loss"] = "val_loss"
+    fit: Literal["none", "params"] = "none"
     select: SelectConfig = SelectConfig()
     baseline: str | None = None
 
