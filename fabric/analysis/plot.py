@@ -45,7 +45,7 @@ def plot(rows: Sequence[ArmRow], path: Path | str) -> None:
     figure.savefig(str(path), dpi=150)
 
 
-def _panel(axis, phase: str, arms: Sequence[ArmRow]) -> None:  # type: ignore[no-untyped-def]
+def _panel(axis, phase: str, arms: Sequence[ArmRow]) -> None:
     base = next((r.result for r in arms if r.is_baseline and r.result), None)
     if base and base.std is not None and base.n >= MIN_SEEDS:
         axis.axvspan(base.mean - base.std, base.mean + base.std, color="#e8ebef", lw=0, zorder=0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -166,6 +166,12 @@ def _decision(
     return decide(results, str(baseline), margin=margin if sign > 0 else None, alpha=alpha)
 
 
+def _cost(trials: Sequence[TrialRow], key: str) -> float:
+    """An arm's cost; unknown is worse than every number, so that nothing is adopted for it."""
+    found = _finite(getattr(trials[0], key))
+    return math.inf if found is None else found
+
+
 def _arm_row(
     trials: Sequence[TrialRow],
     metric: str,
@@ -190,7 +196,7 @@ def _arm_row(
         verdict=verdict or ("no baseline" if values else _missing(trials)),
         result=summary(list(values.values())) if values else None,
         comparison=comparison if sign > 0 or comparison is None else _flipped(comparison),
-        counts={o: n for o in Outcome.__args__ if (n := sum(r.outcome == o for r in trials))},
+        counts={o: n for o in get_args(Outcome) if (n := sum(r.outcome == o for r in trials))},
         lr=next((r.lr for r in main), None),
         n_params=first.n_params,
         state_bytes=first.state_bytes,
