@@ -156,11 +156,8 @@ def _decision(
         values = {s: sign * v for s, v in _values(trials, metric).items()}
         diverged = sum(r.role == "main" and r.outcome == "diverged" for r in trials)
         if values or diverged:
-            cost = [
-                next((_finite(getattr(r, k)) for r in trials), None)
-                for k in ("state_bytes", "flops_per_token")
-            ]
-            results.append(ArmResult(arm, values, *(math.inf if c is None else c for c in cost), diverged))
+            state, flops = (_cost(trials, k) for k in ("state_bytes", "flops_per_token"))
+            results.append(ArmResult(arm, values, state, flops, diverged))
     if baseline not in [r.name for r in results]:
         return None
     return decide(results, str(baseline), margin=margin if sign > 0 else None, alpha=alpha)
