@@ -67,16 +67,20 @@ def sweep(
     from fabric.results import results
     from fabric.sweeping import sweep as run_sweep
 
-    with Screen() as screen:
-        end = run_sweep(
-            job,
-            scale=scale,
-            overrides=set_ or (),
-            out=out,
-            address=address,
-            runner="inline" if inline else "tune",
-            progress=screen,
-        )
+    try:
+        with Screen() as screen:
+            end = run_sweep(
+                job,
+                scale=scale,
+                overrides=set_ or (),
+                out=out,
+                address=address,
+                runner="inline" if inline else "tune",
+                progress=screen,
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; the same command goes on. Records: {out}", err=True)
+        raise typer.Exit(130) from None
     for warning in end.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if end.interrupted:
@@ -262,19 +266,19 @@ def bench(
 def main() -> None:
     """Run the command line; what a user got wrong ends in one message and exit code 2."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as end:
-        sys.exit(end.exit_code)
+        # Out of standalone mode the code of a `typer.Exit` is returned, not raised.
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(130)
     except Exception as error:
-        code = _explained(error)
-        if code is None:
+        told = _explained(error)
+        if told is None:
             raise
-        sys.exit(code)
+        sys.exit(told)
 
 
 def _explained(error: Exception) -> int | None:

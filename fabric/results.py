@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fabric.analysis.collect import study_rows
 from fabric.analysis.table import ArmRow, aggregate
-from fabric.store import Store
+from fabric.store import Store, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -71,21 +71,43 @@ def status(folder: str | Path) -> list[TrialStatus]:
         record = store.trial(trial_id)
         last = record.status()
         n_attempts = len(record.attempt_numbers())
+        failure = _failure(record, record.attempt_numbers())
         if last is None:
-            found.append(
-                TrialStatus(trial_id, "running" if alive and n_attempts else "new", 0, n_attempts, "", None)
-            )
+            begun: Any = "running" if alive and n_attempts else "new"
+            why = _last_line(failure) if failure else ""
+            found.append(TrialStatus(trial_id, "failed" if failure else begun, 0, n_attempts, why, None))
             continue
         reason = last.reason or {}
         state: Any = last.state
-        if state == "stopped" and reason.get("kind") in ("interrupted", "paused"):
-            stops = [d for d in record.decisions() if d.get("stop")]
-            state, reason = ("stopped", stops[-1]) if stops else ("interrupted", reason)
-        if state == "running" and not alive:
+        left = state == "stopped" and reason.get("kind") in ("interrupted", "paused")
+        if left or (state == "running" and not alive):
             state = "interrupted"
+        if state in ("running", "interrupted") and (stop := _stopped_at(record, last.step)):
+            state, reason = "stopped", stop
+        elif state in ("running", "interrupted") and failure:
+            state, reason = "failed", {"kind": "failed", "error": _last_line(failure)}
         loss = (last.final or {}).get("val_loss")
         found.append(TrialStatus(trial_id, state, last.step, n_attempts, _why(reason), loss))
     return found
+
+
+def _stopped_at(record: TrialRecord, step: int) -> dict[str, Any] | None:
+    """The decision that stopped a trial at this step; its worker stands there without a word until it is reused."""
+    spec = record.spec() or {}
+    n_tokens = step * spec["train"]["batch_size"] * spec["data"]["seq_len"] if spec else None
+    stops = [d for d in record.decisions() if d.get("stop") and d.get("rung") == n_tokens]
+    return stops[-1] if stops else None
+
+
+def _failure(record: TrialRecord, attempts: list[int]) -> str | None:
+    """What the driver heard of the newest attempt's failure; its worker may have been killed without a word."""
+    newest = max(attempts, default=0)
+    failures = [d for d in record.decisions() if d.get("failed_attempt") == newest]
+    return str(failures[-1]["error"]) if failures else None
+
+
+def _last_line(error: str) -> str:
+    return next((line for line in reversed(error.strip().splitlines()) if line.strip()), error)
 
 
 def _why(reason: dict[str, Any] | Any) -> str:
