@@ -246,6 +246,7 @@ def bench(
     name: Annotated[Optional[str], typer.Argument(help="Which; without it the list is shown.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each side.")] = 5,
     out: Out = RUNS,
+    quick: Annotated[bool, typer.Option("--quick", help="The smallest size: does it work at all?")] = False,
     json: Json = False,
 ) -> None:
     """Measure a claim of the README on this machine, as a ratio in one run."""
@@ -256,7 +257,7 @@ def bench(
     if name is None:
         print_json(benches()) if json else [typer.echo(f"{k:12} {v}") for k, v in benches().items()]
         return
-    found = measure(name, repeats=repeats, out=out)
+    found = measure(name, repeats=repeats, out=out, quick=quick)
     print_json(found) if json else print_bench(found)
 
 
