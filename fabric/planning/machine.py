@@ -34,7 +34,8 @@ def cpu_count() -> int:
 
 def free_memory() -> int:
     """Bytes of memory a new process can take, within the control group's limit."""
-    info = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in open("/proc/meminfo")}
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    info = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
     free = info["MemAvailable"]
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import fabric.evaluate.lm  # noqa: F401  (preloaded with torch, so that a first step waits for no import)
+import fabric.evaluate.lm
 import fabric.train.loop
 import models.decoder  # noqa: F401
 from fabric.data import TokenCache
