@@ -248,6 +248,7 @@ def bench(
     name: Annotated[str | None, typer.Argument(help="Which; without it the list is shown.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each side.")] = 5,
     out: Out = RUNS,
+    quick: Annotated[bool, typer.Option("--quick", help="The smallest size: does it work at all?")] = False,
     json: Json = False,
 ) -> None:
     """Measure a claim of the README on this machine, as a ratio in one run."""
@@ -259,7 +260,7 @@ def bench(
         listed = benches()
         print_json(listed) if json else typer.echo("\n".join(f"{k:12} {v}" for k, v in listed.items()))
         return
-    found = measure(name, repeats=repeats, out=out)
+    found = measure(name, repeats=repeats, out=out, quick=quick)
     print_json(found) if json else print_bench(found)
 
 

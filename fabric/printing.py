@@ -142,5 +142,25 @@ def print_findings(found: list[Finding]) -> None:
 
 
 def print_bench(found: Mapping[str, Any]) -> None:
-    """A bench's figures with their budgets."""
-    print_metrics(found)
+    """A bench's figures with their targets, each side's median and spread, and where they were measured."""
+    console = Console()
+    console.print(f"[bold]{found['bench']}[/bold]: {found['about']}")
+    if found["quick"]:
+        console.print("[yellow]quick: the smallest size, the figures say nothing[/yellow]")
+    table = _table("figure", "value", "target", "met", "side", "median", "min", "max", "n")
+    for name, figure in found["figures"].items():
+        met = {True: "yes", False: "[red]no[/red]", None: ""}[figure.get("met")]
+        head = [name, f"{figure['value']:.4g} {figure['unit']}", figure.get("target", ""), met]
+        for label, side in figure["sides"].items():
+            spread = [f"{side[k]:.4g}" for k in ("median", "min", "max")]
+            table.add_row(*head, label, *spread, str(side["n"]))
+            head = [""] * len(head)
+    console.print(table)
+    for name, figure in found["figures"].items():
+        if "note" in figure:
+            console.print(f"{name}: {figure['note']}")
+    for row in found.get("profile", [])[:10]:
+        console.print(f"  {row['self_ms']:8.2f} ms {row['calls']:6.0f} calls  {row['operator']}")
+    machine = found["machine"]
+    where = f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB"
+    console.print(f"{where}; threads: {found['threads']}; {found['versions']}", highlight=False)
