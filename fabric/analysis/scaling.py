@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
+from fabric.analysis.table import ArmRow
+from fabric.job.units import human_count
+
 MIN_SIZES = 4
 DRAWS = 400
 ROBUST_SCALE = 0.02  # in log L: points further off the curve than 2 % count less than squarely
@@ -72,6 +75,58 @@ class HeldOut:
     def inside(self) -> bool:
         """Whether the measured loss is in the interval."""
         return self.low <= self.measured <= self.high
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A study's sizes: the losses (nats) by number of parameters, the curve through all of them, and the largest
+    predicted from the others (None when there are too few sizes for that)."""
+
+    losses: Mapping[float, tuple[float, ...]]
+    fit: ScalingFit
+    held_out: HeldOut | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: constants with intervals, and the prediction beside what was measured."""
+        body: dict[str, Any] = {"n_sizes": len(self.losses), "noise": self.fit.noise}
+        for name in ("E", "A", "alpha"):
+            body[name] = getattr(self.fit, name)
+            body[f"{name}_low"], body[f"{name}_high"] = self.fit.parameter_interval(name)
+        h = self.held_out
+        if h is not None:
+            keys = ("n_params", "predicted", "low", "high", "measured", "n_seeds", "inside")
+            body["held_out"] = {key: getattr(h, key) for key in keys}
+        return body
+
+    def lines(self) -> list[str]:
+        """The fit, and the prediction, a sentence each."""
+        (e0, e1), (a0, a1) = self.fit.parameter_interval("E"), self.fit.parameter_interval("alpha")
+        fit = self.fit
+        found = [
+            f"L(N) = {fit.E:.3f} + {fit.A:.3g} N^-{fit.alpha:.3f} over {len(self.losses)} sizes "
+            f"(95 %: E {e0:.3f} to {e1:.3f}, alpha {a0:.3f} to {a1:.3f})"
+        ]
+        if h := self.held_out:
+            where = "inside" if h.inside else "outside"
+            found.append(
+                f"largest size held out ({human_count(h.n_params)} parameters): predicted {h.predicted:.4f} "
+                f"[{h.low:.4f}, {h.high:.4f}], measured {h.measured:.4f} ({where} the 95 % interval)"
+            )
+        return found
+
+
+def scaling_of(arms: Sequence[ArmRow]) -> tuple[Scaling | None, str | None]:
+    """The fit over a study's arms as sizes; or None and why there is none."""
+    losses: dict[float, list[float]] = {}
+    for row in arms:
+        if row.n_params and row.values:
+            losses.setdefault(float(row.n_params), []).extend(row.values.values())
+    if len(losses) < MIN_SIZES:
+        return None, f"no scaling fit: {len(losses)} sizes have results, {MIN_SIZES} are needed"
+    sizes = sorted(losses)
+    fit = fit_power_law(sizes, [losses[n] for n in sizes])
+    held_out = holdout(losses) if len(sizes) > MIN_SIZES else None
+    return Scaling({n: tuple(losses[n]) for n in sizes}, fit, held_out), None
 
 
 def fit_power_law(
@@ -141,7 +196,7 @@ def _fit(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> tuple[float, float
 
     E, A, alpha = _fit_all(x, y[None], counts)[0]
     starts = [(max(E, 1e-3 * y.min()), A * middle**-alpha, alpha)]
-    starts += [(share * y.min(), (1 - share) * y.mean(), a) for share, a in ((0.2, 0.1), (0.5, 0.4), (0.9, 1.0))]
+    starts += [(share * y.min(), (1 - share) * y.mean(), a) for share, a in ((0.3, 0.2), (0.8, 0.8))]
     bounds = ([-40.0, -40.0, 1e-3], [math.log(y.min()), 40.0, 5.0])
     found = [
         least_squares(
@@ -154,6 +209,7 @@ def _fit(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> tuple[float, float
             ftol=1e-12,
             gtol=1e-12,
             x_scale="jac",
+            max_nfev=200,
         )
         for e, f, a in starts
     ]
