@@ -123,6 +123,12 @@ class Study:
     def phase_names(self) -> list[str]:
         return [p.name for p in self.search.phases] if self.search.mode == "phases" else ["main"]
 
+    @property
+    def is_fully_planned(self) -> bool:
+        """Whether every trial there will be is known: the last phase is open and all its rates are chosen."""
+        is_last = len(self.phases) + len(self.skipped) == len(self.phase_names)
+        return is_last and all(a.is_settled for p in self.phases for a in p.arms)
+
     def _open_next_phase(self) -> None:
         """Open the next phase that is not decided yet; decided ones are passed through by their records."""
         while (index := len(self.phases) + len(self.skipped)) < len(self.phase_names):
