@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -40,10 +40,10 @@ app = typer.Typer(
 
 JobArgument = Annotated[Path, typer.Argument(help="The job file (YAML).", metavar="JOB")]
 Scale = Annotated[
-    Optional[str], typer.Option("--scale", "-s", help="A scale of the job: smoke, laptop, hour, …")
+    str | None, typer.Option("--scale", "-s", help="A scale of the job: smoke, laptop, hour, …")
 ]
 Sets = Annotated[
-    Optional[list[str]], typer.Option("--set", help="Override a value: train.tokens=2M (may be repeated).")
+    list[str] | None, typer.Option("--set", help="Override a value: train.tokens=2M (may be repeated).")
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where records and caches go.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -57,7 +57,7 @@ def sweep(
     set_: Sets = None,
     out: Out = RUNS,
     address: Annotated[
-        Optional[str], typer.Option(help="Join this Ray cluster instead of starting one.")
+        str | None, typer.Option(help="Join this Ray cluster instead of starting one.")
     ] = None,
     inline: Annotated[bool, typer.Option("--inline", help="One trial after the other, without Ray.")] = False,
 ) -> None:
@@ -107,7 +107,7 @@ def plan(
 @app.command(rich_help_panel=STUDY)
 def run(
     job: JobArgument,
-    arm: Annotated[Optional[str], typer.Option(help="An arm's name; the job's base without it.")] = None,
+    arm: Annotated[str | None, typer.Option(help="An arm's name; the job's base without it.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     scale: Scale = None,
     set_: Sets = None,
@@ -129,14 +129,12 @@ def run(
 @app.command(rich_help_panel=LOOK)
 def results(
     folder: Annotated[Path, typer.Argument(help="A job's folder: <out>/<job name>.", metavar="DIR")],
-    study: Annotated[Optional[str], typer.Option(help="Which study, if the folder holds several.")] = None,
-    csv: Annotated[Optional[Path], typer.Option("--csv", help="Write the table to this CSV file.")] = None,
+    study: Annotated[str | None, typer.Option(help="Which study, if the folder holds several.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the table to this CSV file.")] = None,
     json: Json = False,
-    parquet: Annotated[
-        Optional[Path], typer.Option("--parquet", help="Write it to this Parquet file.")
-    ] = None,
+    parquet: Annotated[Path | None, typer.Option("--parquet", help="Write it to this Parquet file.")] = None,
     plot: Annotated[
-        Optional[Path], typer.Option("--plot", help="Draw it into this picture (PNG, SVG, PDF).")
+        Path | None, typer.Option("--plot", help="Draw it into this picture (PNG, SVG, PDF).")
     ] = None,
 ) -> None:
     """Mean, 95 % interval, n and verdict of every arm."""
@@ -209,8 +207,8 @@ def generate(
     prompt: Annotated[str, typer.Option()] = "",
     tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.8,
-    top_k: Annotated[Optional[int], typer.Option(min=1)] = None,
-    top_p: Annotated[Optional[float], typer.Option(min=0.0, max=1.0)] = None,
+    top_k: Annotated[int | None, typer.Option(min=1)] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Continue a prompt with a trained model."""
@@ -247,9 +245,10 @@ def doctor(out: Out = RUNS, json: Json = False) -> None:
 
 @app.command(rich_help_panel=MACHINE)
 def bench(
-    name: Annotated[Optional[str], typer.Argument(help="Which; without it the list is shown.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Which; without it the list is shown.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each side.")] = 5,
     out: Out = RUNS,
+    quick: Annotated[bool, typer.Option("--quick", help="The smallest size: does it work at all?")] = False,
     json: Json = False,
 ) -> None:
     """Measure a claim of the README on this machine, as a ratio in one run."""
@@ -258,9 +257,10 @@ def bench(
     from fabric.printing import print_bench, print_json
 
     if name is None:
-        print_json(benches()) if json else [typer.echo(f"{k:12} {v}") for k, v in benches().items()]
+        listed = benches()
+        print_json(listed) if json else typer.echo("\n".join(f"{k:12} {v}" for k, v in listed.items()))
         return
-    found = measure(name, repeats=repeats, out=out)
+    found = measure(name, repeats=repeats, out=out, quick=quick)
     print_json(found) if json else print_bench(found)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import platform
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,15 +29,8 @@ class Finding:
 
 def doctor(out: str | Path = "runs") -> list[Finding]:
     """Look at Python, packages, CPUs, memory, disk, shared memory, compiler and GPU; changes nothing."""
-    found = [_python(), _hub_kernels(), *_packages(), *_machine(Path(out))]
-    return [f for f in found if f]
-
-
-def _python() -> Finding:
-    version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info >= (3, 11):
-        return Finding("ok", f"Python {version}")
-    return Finding("error", f"Python {version}", "fabric needs Python 3.11 or newer")
+    version = Finding("ok", f"Python {platform.python_version()}")  # pip refuses versions below 3.11
+    return [version, _hub_kernels(), *_packages(), *_machine(Path(out))]
 
 
 def _hub_kernels() -> Finding:

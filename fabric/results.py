@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import fcntl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from fabric.analysis.collect import study_rows
+from fabric.analysis.scaling import Scaling, scaling_of
 from fabric.analysis.table import ArmRow, aggregate
-from fabric.store import Store, TrialRecord
+from fabric.evaluate.config import EvaluateConfig
+from fabric.job.schema import SelectConfig
+from fabric.store import Store
 
 
 @dataclass(frozen=True)
 class Results:
-    """A study's arms, phase by phase, with the decisions that were taken."""
+    """A study's arms, phase by phase, with the decisions that were taken.
+
+    `adopted` are the overrides (path to value) that lead from the job's base to the last phase's winner; `scaling`
+    is there when the job says `search.fit: params` and enough sizes have results; `warnings` are for the reader.
+    """
 
     job: str
     study: str
     scale: str | None
     arms: list[ArmRow]
     decisions: list[dict[str, Any]]
+    adopted: dict[str, Any] = field(default_factory=dict)
+    scaling: Scaling | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def winner(self) -> ArmRow | None:
+        """The row of the last decision's winner."""
+        last = self.decisions[-1] if self.decisions else {}
+        match = [r for r in self.arms if (r.phase, r.arm) == (last.get("phase"), last.get("winner"))]
+        return match[0] if match else None
 
 
 def results(folder: str | Path, *, study: str | None = None) -> Results:
@@ -35,9 +52,26 @@ def results(folder: str | Path, *, study: str | None = None) -> Results:
         known = ", ".join(store.studies()) or "none"
         raise ValueError(f"{folder} holds no study{f' {study}' if study else ''} (there: {known})")
     job = store.study(chosen, "job") or {}
-    rows, baselines, decisions = study_rows(store, chosen)
-    arms = aggregate(rows, baselines, "val_loss")
-    return Results(job["name"], chosen, job.get("scale"), arms, decisions)
+    body = job.get("job", {})
+    search = body.get("search", {})
+    select = SelectConfig.model_validate(search.get("select", {}))
+    evaluate = EvaluateConfig.model_validate(body.get("base", {}).get("evaluate", {}))
+    found = study_rows(store, chosen, f"test-{evaluate.test_tokens or 'all'}")
+    arms = aggregate(found.rows, found.baselines, "val_loss", margin=select.margin, alpha=select.alpha)
+    scaling = None
+    if search.get("fit") == "params":
+        scaling, why = scaling_of(arms)
+        found.warnings += [why] if why else []
+    return Results(
+        job["name"],
+        chosen,
+        job.get("scale"),
+        arms,
+        found.decisions,
+        found.adopted,
+        scaling,
+        found.warnings,
+    )
 
 
 def open_store(folder: str | Path) -> Store:
@@ -71,43 +105,21 @@ def status(folder: str | Path) -> list[TrialStatus]:
         record = store.trial(trial_id)
         last = record.status()
         n_attempts = len(record.attempt_numbers())
-        failure = _failure(record, record.attempt_numbers())
         if last is None:
-            begun: Any = "running" if alive and n_attempts else "new"
-            why = _last_line(failure) if failure else ""
-            found.append(TrialStatus(trial_id, "failed" if failure else begun, 0, n_attempts, why, None))
+            found.append(
+                TrialStatus(trial_id, "running" if alive and n_attempts else "new", 0, n_attempts, "", None)
+            )
             continue
         reason = last.reason or {}
         state: Any = last.state
-        left = state == "stopped" and reason.get("kind") in ("interrupted", "paused")
-        if left or (state == "running" and not alive):
+        if state == "stopped" and reason.get("kind") in ("interrupted", "paused"):
+            stops = [d for d in record.decisions() if d.get("stop")]
+            state, reason = ("stopped", stops[-1]) if stops else ("interrupted", reason)
+        if state == "running" and not alive:
             state = "interrupted"
-        if state in ("running", "interrupted") and (stop := _stopped_at(record, last.step)):
-            state, reason = "stopped", stop
-        elif state in ("running", "interrupted") and failure:
-            state, reason = "failed", {"kind": "failed", "error": _last_line(failure)}
         loss = (last.final or {}).get("val_loss")
         found.append(TrialStatus(trial_id, state, last.step, n_attempts, _why(reason), loss))
     return found
-
-
-def _stopped_at(record: TrialRecord, step: int) -> dict[str, Any] | None:
-    """The decision that stopped a trial at this step; its worker stands there without a word until it is reused."""
-    spec = record.spec() or {}
-    n_tokens = step * spec["train"]["batch_size"] * spec["data"]["seq_len"] if spec else None
-    stops = [d for d in record.decisions() if d.get("stop") and d.get("rung") == n_tokens]
-    return stops[-1] if stops else None
-
-
-def _failure(record: TrialRecord, attempts: list[int]) -> str | None:
-    """What the driver heard of the newest attempt's failure; its worker may have been killed without a word."""
-    newest = max(attempts, default=0)
-    failures = [d for d in record.decisions() if d.get("failed_attempt") == newest]
-    return str(failures[-1]["error"]) if failures else None
-
-
-def _last_line(error: str) -> str:
-    return next((line for line in reversed(error.strip().splitlines()) if line.strip()), error)
 
 
 def _why(reason: dict[str, Any] | Any) -> str:

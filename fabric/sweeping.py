@@ -195,7 +195,8 @@ def slots_for(study: Study, resources: Mapping[str, float] | None) -> Concurrenc
     from fabric.planning.cost import peak_memory_bytes
 
     peak = max(peak_memory_bytes(t.spec) for t in study.trials.values())
-    n_trials = len(study.trials)
+    # Later phases and main trials are not planned yet: then the number of trials limits nothing.
+    n_trials = len(study.trials) if study.is_fully_planned else None
     if resources is None:
         return concurrency(study.job.config.resources, peak, n_trials)
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)

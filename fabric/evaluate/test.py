@@ -18,16 +18,22 @@ def test_key(spec: TrialSpec) -> str:
 def read_test_split(spec: TrialSpec, record: TrialRecord, cache: TokenCache) -> dict[str, Any]:
     """Score the test split with a finished trial's last weights, and keep the result in its record.
 
-    A result that is there already is returned as it is. Raises RuntimeError when the trial has no checkpoint.
+    A result that is there already is returned as it is. Raises RuntimeError when the trial is not finished or has
+    no checkpoint: what is read once must not be read too early.
     """
     import torch
 
     from fabric.evaluate.lm import score
+    from fabric.store import FINISHED
     from fabric.train.checkpoint import load_model, newest_checkpoint
 
     taken = record.evaluation(test_key(spec))
     if taken is not None:
         return taken
+    status = record.status()
+    if status is None or status.state != FINISHED:
+        state = status.state if status else "not begun"
+        raise RuntimeError(f"trial {record.id} is {state}: the test split is read when a trial has finished")
     torch.set_num_threads(spec.threads)
     found = newest_checkpoint(record)
     if found is None:

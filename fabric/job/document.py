@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,12 +55,13 @@ class Document:
         """The value at a path; KeyError when there is none."""
         value = self.data
         for key in path:
-            if isinstance(value, Mapping) and key in value:
-                value = value[key]
-            elif isinstance(value, list) and isinstance(key, int) and key < len(value):
-                value = value[key]
+            if isinstance(value, list):
+                inside = isinstance(key, int) and key < len(value)
             else:
+                inside = isinstance(value, Mapping) and key in value
+            if not inside:
                 raise KeyError(key)
+            value = value[key]
         return value
 
     def sub(self, path: Path_) -> Document:
@@ -80,6 +82,7 @@ class Document:
         into_list = [i for i, key in enumerate(path) if isinstance(key, int)]
         if into_list:
             n = into_list[-1] + 1
+            self._must_exist(path[:n], value)
             inner = Document(
                 self.at(path[:n]), {p[n:]: m for p, m in self.marks.items() if p[:n] == path[:n]}
             )
@@ -91,6 +94,14 @@ class Document:
         for key in reversed(path):
             value = Document({key: value.data}, {(key, *p): m for p, m in value.marks.items()})
         self.merge(value)
+
+    def _must_exist(self, path: Path_, value: Document) -> None:
+        try:
+            self.at(path)
+        except KeyError:
+            where = f"{mark}: " if (mark := value.mark(())) else ""
+            text = ".".join(map(str, path))
+            raise JobError([f"{where}{text!r} points nowhere: there is no such item in a list"]) from None
 
     def merge(self, other: Document) -> None:
         """Lay another document over this one.
@@ -120,8 +131,28 @@ class Document:
 
 
 def from_data(data: Any, mark: Mark) -> Document:
-    """A document whose every value has the same mark (a preset, a `--set`)."""
-    return Document(copy.deepcopy(data), {(): mark})
+    """A document whose every value has the same mark (a preset, a `--set`, a job given as a mapping).
+
+    Tuples become lists and paths text; JobError for anything YAML has no word for.
+    """
+    return Document(_plain(data, mark, ()), {(): mark})
+
+
+def _plain(value: Any, mark: Mark, path: Path_) -> Any:
+    if len(path) > MAX_DEPTH:
+        raise JobError([f"{mark}: nested more than {MAX_DEPTH} levels deep"])
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v, mark, (*path, str(k))) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v, mark, (*path, i)) for i, v in enumerate(value)]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise JobError([f"{mark}: {'.'.join(map(str, path))} = {value} is not a finite number"])
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    what = f"{'.'.join(map(str, path))} = {value!r} is a {type(value).__name__}"
+    raise JobError([f"{mark}: {what}; allowed are numbers, text, true, false, null, lists and mappings"])
 
 
 def read_yaml(path: Path) -> Document:
@@ -180,20 +211,46 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             return [self._value(item, (*path, i)) for i, item in enumerate(node.value)]
         try:
-            return self.loader.construct_object(node)  # type: ignore[no-untyped-call]
-        except (yaml.YAMLError, ValueError) as error:
+            value = self.loader.construct_object(node)
+        except (yaml.YAMLError, ValueError, OverflowError, TypeError, AttributeError) as error:
             problem = getattr(error, "problem", None) or error
             raise self._fail(node, f"{node.value!r} cannot be read: {problem}") from None
+        if not isinstance(value, bool | int | float | str | None):
+            kind = type(value).__name__
+            raise self._fail(node, f"{node.value!r} is read as a {kind}; write it in quotes")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise self._fail(node, f"{node.value!r} is not a finite number")
+        return value
 
     def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Any]:
-        self.loader.flatten_mapping(node)
+        own = self._keys(node)
+        try:
+            # What `<<: *anchor` brings comes first, so that keys written here win.
+            self.loader.flatten_mapping(node)
+        except yaml.YAMLError as error:
+            raise self._fail(node, f"`<<` cannot be merged: {getattr(error, 'problem', error)}") from None
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise self._fail(key_node, "a key must be plain text")
-            key = str(key_node.value)
-            if key in result:
-                raise self._fail(key_node, f"{key!r} is written twice in the same mapping")
+            key = self._key(key_node)
+            if key in own and key_node is not own[key]:
+                continue
             self.marks[(*path, key)] = Mark(self.source, key_node.start_mark.line + 1)
             result[key] = self._value(value_node, (*path, key))
         return result
+
+    def _keys(self, node: yaml.MappingNode) -> dict[str, yaml.Node]:
+        """The keys written in a mapping itself; JobError when one is there twice."""
+        found: dict[str, yaml.Node] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self._key(key_node)
+            if key in found:
+                raise self._fail(key_node, f"{key!r} is written twice in the same mapping")
+            found[key] = key_node
+        return found
+
+    def _key(self, node: yaml.Node) -> str:
+        if not isinstance(node, yaml.ScalarNode):
+            raise self._fail(node, "a key must be plain text")
+        return str(node.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -21,7 +21,7 @@ def validate(config_class: type[Any], document: Document, prefix: Path_ = ()) ->
     Raises JobError with one line a mistake.
     """
     try:
-        return config_class.model_validate(document.data)
+        config = config_class.model_validate(document.data)
     except ValidationError as error:
         found = [(item, *_walk(config_class, document.data, item["loc"])) for item in error.errors()]
         meant = {
@@ -29,8 +29,29 @@ def validate(config_class: type[Any], document: Document, prefix: Path_ = ()) ->
         }
         # A misspelt key is one mistake, not an unknown key and a missing one.
         found = [(i, p, m) for i, p, m in found if not (i["type"] == "missing" and p in meant)]
-        lines = [_line(item, path, model, document, prefix) for item, path, model in found]
-        raise JobError(list(dict.fromkeys(lines))[:MISTAKES_SHOWN]) from None
+        lines = list(dict.fromkeys(_line(item, path, model, document, prefix) for item, path, model in found))
+        if len(lines) > MISTAKES_SHOWN:
+            n_more = len(lines) - MISTAKES_SHOWN
+            lines = [*lines[:MISTAKES_SHOWN], f"{_place(document, ())}and {n_more} more"]
+        raise JobError(lines) from None
+    for path in _truth_as_number(config, document.data, ()):
+        raise explain(document, path, f"{document.at(path)} is no number; write one", prefix)
+    return config
+
+
+def _truth_as_number(config: Any, data: Any, path: Path_) -> Iterator[Path_]:
+    """Where true or false was taken for 1 or 0 (pydantic does so; in a job it is a slip of the pen)."""
+    if isinstance(data, bool):
+        if isinstance(config, int | float) and not isinstance(config, bool):
+            yield path
+    elif isinstance(config, BaseModel) and isinstance(data, Mapping):
+        for name, field in type(config).model_fields.items():
+            key = field.alias or name
+            if key in data:
+                yield from _truth_as_number(getattr(config, name), data[key], (*path, key))
+    elif isinstance(config, list | tuple) and isinstance(data, list):
+        for i, (inner, given) in enumerate(zip(config, data)):
+            yield from _truth_as_number(inner, given, (*path, i))
 
 
 def explain(document: Document, path: Path_, message: str, prefix: Path_ = ()) -> JobError:
@@ -107,19 +128,30 @@ def _line(item: Any, path: Path_, model: type[BaseModel] | None, document: Docum
     if kind == "missing":
         return f"{where}: missing; add it"
     if kind == "union_tag_invalid":
-        given = item["ctx"]["tag"]
+        given = str(item["ctx"]["tag"])
         allowed = [t.strip().strip("'") for t in item["ctx"]["expected_tags"].split(",")]
         return f"{where}.kind = {given!r}: unknown kind{_did_you_mean(given, allowed)}{_allowed(allowed)}"
     if kind == "union_tag_not_found":
         return f"{where}: missing `kind`; say which one is meant"
     if kind == "literal_error":
         allowed = [t.strip().strip("'") for t in item["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return f"{where} = {value!r}: not allowed{_did_you_mean(str(value), allowed)}{_allowed(allowed)}"
+        return (
+            f"{where} = {_shown(value)}: not allowed{_did_you_mean(str(value), allowed)}{_allowed(allowed)}"
+        )
     if kind in ("model_type", "dict_type", "model_attributes_type"):
-        return f"{where} = {value!r}: must be a mapping"
+        return f"{where} = {_shown(value)}: must be a mapping"
+    if kind == "list_type":
+        return f"{where} = {_shown(value)}: must be a list"
     message = message.removeprefix("Value error, ")
-    shown = "" if isinstance(value, Mapping | list | BaseModel) or value is None else f" = {value!r}"
+    shown = "" if isinstance(value, Mapping | list | BaseModel) else f" = {_shown(value)}"
     return f"{where}{shown}: {message}"
+
+
+def _shown(value: Any) -> str:
+    """A value as it is written in YAML, cut where it is long."""
+    text = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else None
+    text = text or repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _names(model: type[BaseModel] | None) -> list[str]:
@@ -129,11 +161,16 @@ def _names(model: type[BaseModel] | None) -> list[str]:
 
 def _blamed(path: Path_, value: Any, message: str) -> Path_:
     """The field that a message about a whole mapping names first (`n_heads=8 is not …`), for its line."""
-    if isinstance(value, Mapping):
-        for name in re.findall(r"(\w+)=", message):
-            if name in value:
-                return (*path, name)
+    for name in re.findall(r"([\w.]+)=", message):
+        inner, keys = value, name.split(".")
+        for key in keys:
+            inner = inner.get(key, _NOTHING) if isinstance(inner, Mapping) else _NOTHING
+        if inner is not _NOTHING:
+            return (*path, *keys)
     return path
+
+
+_NOTHING = object()
 
 
 def _did_you_mean(given: str, allowed: list[str]) -> str:

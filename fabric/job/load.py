@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +70,7 @@ class Job:
         section = validate(BaseSection, base, ("base",))
         folder = self.source.parent if self.source else Path.cwd()
         data = _with_paths(section.data, folder, base)
-        evaluate = _evaluate_paths(section.evaluate, folder)
+        evaluate = _evaluate_paths(section.evaluate, folder, base)
         model = self._model(base, data)
         if data.seq_len > model.max_seq_len:
             raise explain(
@@ -86,7 +85,7 @@ class Job:
         name = given.data.pop("preset", None)
         document = Document({})
         if name is not None:
-            if name not in PRESETS:
+            if not isinstance(name, str) or name not in PRESETS:
                 message = (
                     f"no preset {name!r}{_close(str(name), list(PRESETS))} (allowed: {', '.join(PRESETS)})"
                 )
@@ -97,7 +96,10 @@ class Job:
             document = from_data(dict(body), Mark(f"{mark} (preset {name})"))
         given_vocabulary = given.data.get("vocab_size")
         document.merge(given)
-        size = vocab_size(data)
+        try:
+            size = vocab_size(data)
+        except ValueError as error:
+            raise explain(base, ("data", "tokenizer"), str(error), ("base",)) from None
         if given_vocabulary is None:
             document.data["vocab_size"] = size
         elif isinstance(given_vocabulary, int) and given_vocabulary < size:
@@ -118,12 +120,16 @@ def _with_paths(data: DataConfig, folder: Path, base: Document) -> DataConfig:
         raise explain(base, ("data", "corpus"), str(error), ("base",)) from None
 
 
-def _evaluate_paths(evaluate: EvaluateConfig, folder: Path) -> EvaluateConfig:
+def _evaluate_paths(evaluate: EvaluateConfig, folder: Path, base: Document) -> EvaluateConfig:
     pairs = evaluate.minimal_pairs
-    if pairs is None or pairs.is_absolute():
+    if pairs is None:
         return evaluate
-    here = folder / pairs if (folder / pairs).exists() else pairs
-    return evaluate.model_copy(update={"minimal_pairs": here.resolve()})
+    places = [folder / pairs.expanduser(), pairs.expanduser()]
+    for place in places:
+        if place.exists():
+            return evaluate.model_copy(update={"minimal_pairs": place.resolve()})
+    message = f"nothing is at {' or '.join(dict.fromkeys(str(p.absolute()) for p in places))}"
+    raise explain(base, ("evaluate", "minimal_pairs"), message, ("base",))
 
 
 def load_job(
@@ -134,7 +140,7 @@ def load_job(
     Raises JobError: one line a mistake, with file, line, key, what is allowed and the nearest valid name.
     """
     if isinstance(source, Mapping):
-        path, document = None, from_data(json.loads(json.dumps(source)), Mark("job"))
+        path, document = None, from_data(source, Mark("job"))
     else:
         path = Path(source)
         document = read_yaml(path)

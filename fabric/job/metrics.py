@@ -47,7 +47,7 @@ METRICS: dict[str, Metric] = {
     "mfu": Metric("", "higher", "flops_per_second over the device's peak; None when the peak is unknown"),
     "peak_memory_bytes": Metric("B", "lower", "peak resident memory of the trial (VmHWM, or CUDA's peak)"),
     "state_bytes_per_token": Metric(
-        "B/token", "lower", "KV cache bytes per token of context, all layers, bf16"
+        "B/token", "lower", "KV cache bytes of a text of training length over its tokens, all layers, bf16"
     ),
     "loss_smoothness": Metric("nats", "lower", "std of loss minus its running median (51), last half"),
     "loss_spikes": Metric("", "lower", "steps whose residual exceeds 6 x 1.4826 x MAD"),

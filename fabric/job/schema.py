@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -17,6 +18,7 @@ from fabric.train.config import TrainConfig
 from models.parts import Config, union_of
 
 SCHEMA = 1
+MOST_SEEDS = 1000
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 SECTIONS = ("model", "data", "train", "evaluate")
 
@@ -63,22 +65,32 @@ class AxisConfig(Config):
 
     @model_validator(mode="after")
     def _one_form(self) -> AxisConfig:
-        ranged = self.low is not None and self.high is not None
-        if self.arms is not None:
-            if self.path or self.values or ranged:
-                raise ValueError("an axis has either path and values, or arms; not both")
-            if self.role == "nuisance":
-                raise ValueError("a nuisance axis needs path and values")
-            _unique([a.name for a in self.arms], "arm")
-        elif self.path is None or (self.values is None) == (not ranged):
+        if (self.low is None) != (self.high is None):
+            raise ValueError("a range needs both low and high")
+        ranged = self.low is not None
+        forms = [self.arms is not None, self.values is not None, ranged]
+        if sum(forms) != 1 or (self.path is None) != (self.arms is not None):
             raise ValueError(
-                "an axis needs a path with values (or, in mode random, with low and high), or arms"
+                "an axis needs a path with values (or, in mode random, with low and high), or arms; one of them"
             )
-        if ranged and not self.low < self.high:  # type: ignore[operator]
-            raise ValueError(f"low={self.low} must be below high={self.high}")
-        if ranged and self.scale == "log" and self.low <= 0:  # type: ignore[operator]
-            raise ValueError(f"low={self.low} must be above 0 on a log scale")
+        if self.scale != "linear" and not ranged:
+            raise ValueError(f"scale={self.scale} belongs to a range of low and high")
+        if self.role == "nuisance" and self.values is None:
+            raise ValueError("a nuisance axis needs path and values")
+        if self.arms is not None:
+            _unique([a.name for a in self.arms], "arm")
+        if self.values is not None:
+            _unique([json.dumps(v, sort_keys=True, default=str) for v in self.values], "value")
+        self._check_range()
         return self
+
+    def _check_range(self) -> None:
+        if self.low is None or self.high is None:
+            return
+        if not self.low < self.high:
+            raise ValueError(f"low={self.low} must be below high={self.high}")
+        if self.scale == "log" and self.low <= 0:
+            raise ValueError(f"low={self.low} must be above 0 on a log scale")
 
 
 class PhaseConfig(Config):
@@ -103,6 +115,11 @@ class PhaseConfig(Config):
     def _no_nuisance(self) -> PhaseConfig:
         if any(a.role == "nuisance" for a in self.axes):
             raise ValueError("nuisance axes belong in search.axes: they are tuned in every phase")
+        if any(a.low is not None for a in self.axes):
+            raise ValueError(
+                "low and high are ranges to sample from: they need mode random; else list values"
+            )
+        _unique([a.path for a in self.axes if a.path], "path")
         return self
 
 
@@ -118,12 +135,13 @@ class SearchConfig(Config):
 
     grid: every combination of the axes · random: `n_samples` of them · oneway: the base, and each value on its own ·
     phases: one phase after the other, each on what the ones before adopted.
+    `fit: params` reads the arms as sizes of one model: the results fit L(N) = E + A N^-alpha, largest size held out.
     """
 
     mode: Literal["grid", "random", "oneway", "phases"]
     axes: list[AxisConfig] = Field(default_factory=list)
     phases: list[PhaseConfig] = Field(default_factory=list)
-    n_samples: int | None = Field(default=None, ge=1)
+    n_samples: int | None = Field(default=None, ge=1, le=2000)
     sample_seed: int = Field(default=0, ge=0)
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
     tuning_seeds: list[int] = Field(default=[1000], min_length=1)
@@ -131,6 +149,7 @@ class SearchConfig(Config):
     compete: Literal["rates", "arms"] = "rates"
     match: Literal["none", "params", "flops", "state"] = "none"
     metric: Literal["val_loss"] = "val_loss"
+    fit: Literal["none", "params"] = "none"
     select: SelectConfig = SelectConfig()
     baseline: str | None = None
 
@@ -138,6 +157,8 @@ class SearchConfig(Config):
     @classmethod
     def _count_of_seeds(cls, value: Any, info: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
+            if value > MOST_SEEDS:
+                raise ValueError(f"{value} seeds; at most {MOST_SEEDS}")
             first = 0 if info.field_name == "seeds" else 1000
             return list(range(first, first + value))
         return value
@@ -146,8 +167,8 @@ class SearchConfig(Config):
     def _consistent(self) -> SearchConfig:
         for name in ("seeds", "tuning_seeds"):
             _unique(getattr(self, name), name.removesuffix("s").replace("_", " "))
-            if min(getattr(self, name)) < 0:
-                raise ValueError(f"{name} must be 0 or more")
+            if not all(0 <= seed < 2**63 for seed in getattr(self, name)):
+                raise ValueError(f"{name} must be from 0 to 2**63 - 1")
         shared = sorted(set(self.seeds) & set(self.tuning_seeds))
         if shared and any(a.role == "nuisance" for a in self.axes):
             raise ValueError(
@@ -168,7 +189,12 @@ class SearchConfig(Config):
             raise ValueError(
                 "low and high are ranges to sample from: they need mode random; else list values"
             )
+        if self.mode == "phases" and self.baseline is not None:
+            raise ValueError(
+                f"baseline={self.baseline} has no effect in mode phases: a phase's baseline is what was adopted before"
+            )
         _unique([p.name for p in self.phases], "phase")
+        _unique([a.path for a in self.axes if a.path], "path")
         return self
 
     @property
@@ -227,22 +253,18 @@ def _plain_name(name: str) -> str:
 
 
 def _unique(items: list[Any], what: str) -> None:
-    twice = sorted({str(i) for i in items if items.count(i) > 1})
+    counts = Counter(items)
+    twice = sorted(str(i) for i, n in counts.items() if n > 1)
     if twice:
         raise ValueError(f"{what} {', '.join(twice)} is listed twice")
 
 
 def as_path(text: str) -> tuple[str | int, ...]:
     """'search.phases.0.keep' -> ('search', 'phases', 0, 'keep')."""
-    return tuple(int(k) if k.isdigit() else k for k in text.split("."))
+    return tuple(int(k) if k.isdecimal() and k.isascii() and len(k) < 6 else k for k in text.split("."))
 
 
 def base_path(text: str) -> tuple[str | int, ...]:
     """The path inside a job of an axis, an override or a `--set`: `model.…` means `base.model.…`."""
     path = as_path(text)
     return ("base", *path) if path[0] in SECTIONS else path
-
-
-def flatten(overrides: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """A mapping of (dotted) paths to values as a list, in its order."""
-    return [(str(k), v) for k, v in overrides.items()]

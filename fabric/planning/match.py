@@ -3,40 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
 from typing import Literal
 
+from fabric.job.errors import explain
+from fabric.job.load import Configuration, Job
 from models import flops_per_token, n_params, state_bytes
 from models.config import ModelConfig
 
 MISMATCH_WARNED = 0.03
-STATE_WIDTHS = ("kv_latent_dim", "latent_dim", "head_dim")
+# By `match`, the section and the fields that are solved, the first that the part has.
+WIDTHS = {
+    "params": ("ffn", ("d_ff",)),
+    "flops": ("ffn", ("d_ff",)),
+    "state": ("mixer", ("kv_latent_dim", "latent_dim", "head_dim")),
+}
+LARGEST = 1 << 22
+What = Literal["params", "flops", "state"]
 
 
-def matched(
-    model: ModelConfig, target: ModelConfig, what: Literal["params", "flops", "state"], seq_len: int
-) -> tuple[ModelConfig, float]:
+def matched_configuration(
+    job: Job, configuration: Configuration, base: Configuration
+) -> tuple[Configuration, float | None]:
+    """An arm's configuration with its width solved as `search.match` says, and the mismatch left (None: no match).
+
+    Raises JobError, with the place of `search.match`, when the arm has no such width.
+    """
+    what = job.config.search.match
+    if what == "none":
+        return configuration, None
+    try:
+        model, mismatch = matched(configuration.model, base.model, what, configuration.data.seq_len)
+    except ValueError as error:
+        raise explain(job.document, ("search", "match"), str(error)) from None
+    return replace(configuration, model=model), mismatch
+
+
+@lru_cache(maxsize=1024)
+def matched(model: ModelConfig, target: ModelConfig, what: What, seq_len: int) -> tuple[ModelConfig, float]:
     """The model with its width solved for the target's cost, and the relative mismatch that is left.
 
     Parameters and FLOPs are matched by the feed-forward width `ffn.d_ff`, state by the mixer's own width (head or
-    latent size). Raises ValueError when the model has no such width.
+    latent size). A model that costs the same as it is stays as it is. Raises ValueError when the model has no such
+    width, or none comes nearer than half or twice the target.
     """
     cost = _cost(what, seq_len)
     goal = cost(target)
-    if what == "state":
-        names = [n for n in STATE_WIDTHS if n in type(model.mixer).model_fields]
-        if not names:
-            raise ValueError(f"match: state has no width to solve in mixer {model.mixer.kind!r}")
-        set_width = _setter(model, "mixer", names[0])
-        start, step = 2, 2
-    else:
-        set_width = _setter(model, "ffn", "d_ff")
-        start, step = 1, 1
-    best = _solve(lambda width: cost(set_width(width)), goal, start, step)
-    solved = set_width(best)
-    return solved, cost(solved) / goal - 1.0
+    if cost(model) == goal:
+        return model, 0.0
+    section, names = WIDTHS[what]
+    part = getattr(model, section)
+    name = next((n for n in names if n in type(part).model_fields), None)
+    if name is None:
+        raise ValueError(
+            f"{what}: {section} {part.kind!r} has no width to solve (it has none of {', '.join(names)})"
+        )
+    tried: dict[int, ModelConfig] = {}
+
+    def at(width: int) -> float:
+        tried[width] = _with_width(model, section, name, width)
+        return cost(tried[width])
+
+    # A rotated width must be even, and so must be a head.
+    width = _solve(at, goal, 2 if name == "head_dim" else 1)
+    mismatch = cost(tried[width]) / goal - 1.0
+    if not -0.5 < mismatch < 1.0:
+        raise ValueError(
+            f"{what}: no {section}.{name} of {part.kind!r} comes near the base's {goal:,.0f} "
+            f"(the nearest, {width}, has {cost(tried[width]):,.0f}); change the arm, or leave match out"
+        )
+    return tried[width], mismatch
 
 
-def _cost(what: str, seq_len: int) -> Callable[[ModelConfig], float]:
+def _cost(what: What, seq_len: int) -> Callable[[ModelConfig], float]:
     if what == "params":
         return lambda m: float(n_params(m))
     if what == "flops":
@@ -44,23 +84,19 @@ def _cost(what: str, seq_len: int) -> Callable[[ModelConfig], float]:
     return lambda m: float(state_bytes(m, seq_len, 2))
 
 
-def _setter(model: ModelConfig, section: str, name: str) -> Callable[[int], ModelConfig]:
-    def set_width(width: int) -> ModelConfig:
-        body = model.model_dump()
-        body[section][name] = width
-        return ModelConfig.model_validate(body)
-
-    return set_width
+def _with_width(model: ModelConfig, section: str, name: str, width: int) -> ModelConfig:
+    # Only what was set: some fields may not even be written at their default beside others.
+    body = model.model_dump(exclude_unset=True)
+    body[section][name] = width
+    return ModelConfig.model_validate(body)
 
 
-def _solve(cost: Callable[[int], float], goal: float, start: int, step: int) -> int:
+def _solve(cost: Callable[[int], float], goal: float, step: int) -> int:
     """The width (a multiple of `step`) whose cost is nearest to the goal; cost grows with width."""
-    low, high = start, start
-    while cost(high) < goal and high < 1 << 22:
+    low = high = step
+    while cost(high) < goal and high < LARGEST:
         low, high = high, high * 2
     while high - low > step:
         middle = (low + high) // 2 // step * step
-        if middle <= low:
-            break
         low, high = (middle, high) if cost(middle) < goal else (low, middle)
     return min((low, high), key=lambda width: abs(cost(width) - goal))

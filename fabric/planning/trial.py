@@ -8,12 +8,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from models.config import ModelConfig
 from pydantic import BaseModel, Field
 
 from fabric.data.config import DataConfig
 from fabric.evaluate.config import EvaluateConfig
 from fabric.train.config import TrainConfig
+from models.config import ModelConfig
 from models.parts import Config, Part
 
 ID_SCHEMA = 1

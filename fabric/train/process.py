@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fabric.train.memory import keep_freed_memory
+
 if TYPE_CHECKING:
     from fabric.planning.trial import TrialSpec
 
@@ -25,6 +27,7 @@ def settle(trial: TrialSpec) -> None:
 
     A reused process may have run other architectures, a compiled one, or a trial that failed anywhere.
     """
+    keep_freed_memory()
     torch.set_num_threads(trial.threads)  # a preloaded torch has not seen OMP_NUM_THREADS
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)

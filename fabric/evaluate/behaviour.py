@@ -1,0 +1,65 @@
+"""How loss and speed behave with text length and batch size (forward passes of the trained model)."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fabric.evaluate.lm import score
+from fabric.train.memory import is_out_of_memory
+from fabric.train.step import autocast
+
+if TYPE_CHECKING:
+    from fabric.data import TokenCache
+
+TOKENS_SCORED = 16_384  # per length
+TOKENS_TIMED = 2_048  # per length and per batch size
+REPEATS = 3
+
+
+def by_length(
+    model: Any, cache: TokenCache, lengths: tuple[int, ...], precision: Any
+) -> dict[str, float | None]:
+    """`val_loss_at_<T>` and `tokens_per_second_at_<T>`; None where the split is too short or the model refuses T."""
+    found: dict[str, float | None] = {}
+    for length in lengths:
+        batch_size = max(1, TOKENS_TIMED // length)
+        loss = speed = None
+        if length <= model.config.max_seq_len and cache.n_rows("validation", length) > 0:
+            loss = score(model, cache, "validation", length, TOKENS_SCORED, batch_size, precision).loss
+            speed = _speed(model, batch_size, length, precision)
+        found[f"val_loss_at_{length}"] = loss
+        found[f"tokens_per_second_at_{length}"] = speed
+    return found
+
+
+def by_batch_size(
+    model: Any, seq_len: int, batch_sizes: tuple[int, ...], precision: Any
+) -> dict[str, float | None]:
+    """`tokens_per_second_batch_<B>` at the training length; None where B texts do not fit in memory."""
+    found: dict[str, float | None] = {}
+    for size in batch_sizes:
+        speed = None
+        try:
+            speed = _speed(model, size, seq_len, precision)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        found[f"tokens_per_second_batch_{size}"] = speed
+    return found
+
+
+def _speed(model: Any, batch_size: int, seq_len: int, precision: Any) -> float:
+    """Tokens per second of the fastest of a few forward passes after one to warm up."""
+    ids_BT = torch.zeros(batch_size, seq_len, dtype=torch.long, device=model.lm_head_weight.device)
+    times = []
+    with autocast(ids_BT.device.type, precision):
+        for _ in range(1 + REPEATS):
+            at = time.perf_counter()
+            model.hidden(ids_BT)
+            if ids_BT.is_cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - at)
+    return ids_BT.numel() / min(times[1:])

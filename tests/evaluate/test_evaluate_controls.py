@@ -1,0 +1,251 @@
+"""Recall, minimal pairs and diversity against models and texts whose figures are known."""
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fabric.evaluate.config import SamplesConfig
+from fabric.evaluate.lm import evaluating
+from fabric.evaluate.minimal_pairs import minimal_pairs_accuracy, read_pairs
+from fabric.evaluate.recall import recall
+from fabric.evaluate.samples import diversity, draw, ngrams
+
+SEQ_LEN = 32
+
+
+class Stub:
+    """What evaluation needs of a model: `hidden` (here the logits themselves), an identity head, a config."""
+
+    def __init__(self, vocab_size: int, max_seq_len: int = 128) -> None:
+        self.lm_head_weight = torch.eye(vocab_size)
+        self.config = SimpleNamespace(max_seq_len=max_seq_len)
+
+
+class Copier(Stub):
+    """Finds the latest earlier place where the last `context` tokens stood, and says what followed it."""
+
+    def __init__(self, vocab_size: int, period: int) -> None:
+        super().__init__(vocab_size)
+        self.period = period
+
+    def hidden(self, ids_BT):
+        copied_BT = torch.zeros_like(ids_BT)
+        copied_BT[:, self.period - 1 :] = ids_BT[:, : ids_BT.shape[1] - self.period + 1]
+        return 50.0 * F.one_hot(copied_BT, self.lm_head_weight.shape[0]).float()
+
+
+class Unigram(Stub):
+    """The same distribution everywhere, whatever came before."""
+
+    def __init__(self, counts) -> None:
+        super().__init__(len(counts))
+        self.logits_V = torch.log(torch.as_tensor(counts, dtype=torch.float32) + 1.0)
+
+    def hidden(self, ids_BT):
+        return self.logits_V.expand(*ids_BT.shape, -1)
+
+
+def test_a_copying_oracle_recalls_everything(cache):
+    found = recall(Copier(cache.vocab_size, SEQ_LEN // 2), cache, SEQ_LEN)
+    assert found.accuracy == 1.0
+    assert found.gain > 10
+
+
+def test_a_copier_with_the_wrong_offset_does_not(cache):
+    found = recall(Copier(cache.vocab_size, SEQ_LEN // 2 + 1), cache, SEQ_LEN)
+    assert found.accuracy < 0.3
+
+
+def test_a_unigram_model_gains_nothing(cache):
+    counts = np.bincount(cache.tokens("train"), minlength=cache.vocab_size)
+    found = recall(Unigram(counts), cache, SEQ_LEN)
+    assert abs(found.gain) < 1e-6
+    # It always names the commonest token, so its accuracy is that token's share of what is asked.
+    assert 0 < found.accuracy < 0.4
+
+
+def test_recall_is_what_two_separate_computations_say(cache, model):
+    """The loss and the guesses from the full logits, window by window."""
+    half = SEQ_LEN // 2
+    with evaluating(model):
+        found = recall(model, cache, SEQ_LEN, batch_size=4)
+        n_rows = cache.n_rows("validation", half)
+        chosen = np.sort(np.random.default_rng(20_240_607).permutation(n_rows)[:32])
+        gains, hits = [], []
+        for row in cache.rows("validation", half, chosen)[:, :half]:
+            ids = torch.from_numpy(np.concatenate([row, row]))
+            logits = model(ids[None]).logits[0].double()
+            nll = F.cross_entropy(logits[:-1], ids[1:], reduction="none")
+            gains.append(nll[: half - 1].mean() - nll[half:].mean())
+            hits.append((logits[half:-1].argmax(-1) == ids[half + 1 :]).double().mean())
+    assert found.gain == pytest.approx(float(torch.stack(gains).mean()), abs=1e-5)
+    assert found.accuracy == pytest.approx(float(torch.stack(hits).mean()), abs=1e-9)
+
+
+def test_recall_in_chunks_is_recall(cache, model, monkeypatch):
+    with evaluating(model):
+        whole = recall(model, cache, SEQ_LEN)
+        monkeypatch.setattr("fabric.evaluate.recall.WHOLE_LOGITS", 7 * cache.vocab_size)
+        chunked = recall(model, cache, SEQ_LEN)
+    assert chunked == pytest.approx(whole, abs=1e-6)
+
+
+def test_recall_of_too_short_windows_is_none(cache, model):
+    assert recall(model, cache, 3) is None
+    assert recall(model, cache, 2 * cache.n_tokens("validation")) is None
+
+
+def write_rows(path: Path, rows) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in rows))
+    return path
+
+
+def pair(good: str, bad: str) -> dict:
+    return {"sentence_good": good, "sentence_bad": bad}
+
+
+def test_pairs_are_scored_by_their_likelihood(cache, tmp_path):
+    """Under the text's own letter frequencies common letters beat rare ones, whichever is called good."""
+    counts = np.bincount(cache.tokens("train"), minlength=cache.vocab_size)
+    write_rows(tmp_path / "p" / "right.jsonl", [pair("aaaa", "zzzz"), pair("aa", "zq"), pair("a a", "zzz")])
+    write_rows(tmp_path / "p" / "half.jsonl", [pair("zzzz", "aaaa"), pair("aaaa", "zzzz")])
+    found = minimal_pairs_accuracy(Unigram(counts), cache.tokenizer(), tmp_path / "p")
+    assert found == pytest.approx((1.0 + 0.5) / 2)  # the mean over paradigms, not over pairs
+
+
+def test_a_tie_is_wrong(cache, model, tmp_path):
+    file = write_rows(tmp_path / "tie.jsonl", [pair("the cat", "the cat")])
+    with evaluating(model):
+        assert minimal_pairs_accuracy(model, cache.tokenizer(), file) == 0.0
+
+
+def sentences(n: int) -> list[dict]:
+    rng = np.random.default_rng(0)
+    letters = list("abcdefghij klmnop")
+    texts = ["".join(rng.choice(letters, rng.integers(4, 60))) for _ in range(2 * n)]
+    return [pair(a, b) for a, b in zip(texts[::2], texts[1::2])]
+
+
+def test_scores_are_those_of_single_sentences(cache, model, tmp_path):
+    """Padding and batch size change nothing: the same sums as one sentence at a time, to 1e-6 of them."""
+    from fabric.evaluate import minimal_pairs
+
+    rows = sentences(20)
+    file = write_rows(tmp_path / "x.jsonl", rows)
+    seen: dict[int, dict[tuple, float]] = {}
+    original = minimal_pairs._nats
+    tokenizer = cache.tokenizer()
+    with evaluating(model):
+        for size in (1, 3, 32):
+            seen[size] = {}
+
+            def noting(model, ids, precision, into=seen[size]):
+                nats = original(model, ids, precision)
+                into.update(zip(map(tuple, ids), nats))
+                return nats
+
+            minimal_pairs._nats = noting
+            try:
+                share = minimal_pairs_accuracy(model, tokenizer, file, batch_size=size)
+            finally:
+                minimal_pairs._nats = original
+            single = {}
+            for ids in seen[size]:
+                logits = model(torch.tensor([ids[:-1]])).logits[0].double()
+                single[ids] = float(F.cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum"))
+            for ids, nats in seen[size].items():
+                assert nats == pytest.approx(single[ids], rel=1e-6)
+            expected = np.mean(
+                [
+                    single[(tokenizer.eos_id, *tokenizer.encode(r["sentence_good"]))]
+                    < single[(tokenizer.eos_id, *tokenizer.encode(r["sentence_bad"]))]
+                    for r in rows
+                ]
+            )
+            assert share == expected
+    assert seen[1].keys() == seen[3].keys() == seen[32].keys()
+
+
+def test_sentences_longer_than_the_model_give_none(cache, tmp_path):
+    short = Unigram(np.ones(cache.vocab_size))
+    short.config.max_seq_len = 8
+    file = write_rows(tmp_path / "x.jsonl", [pair("12345678", "1234567")])
+    assert minimal_pairs_accuracy(short, cache.tokenizer(), file) is not None
+    write_rows(file, [pair("123456789", "1234567")])
+    assert minimal_pairs_accuracy(short, cache.tokenizer(), file) is None
+
+
+@pytest.mark.parametrize(
+    "row", ["{", '"text"', '{"sentence_good": "a"}', '{"sentence_good": "a", "sentence_bad": null}', "[1, 2]"]
+)
+def test_malformed_rows_name_file_and_line(tmp_path, row):
+    write_rows(tmp_path / "p" / "bad.jsonl", [pair("a", "b"), "", row])
+    with pytest.raises(ValueError, match=r"bad\.jsonl:3: .*sentence_good"):
+        read_pairs(tmp_path / "p")
+
+
+def test_bad_utf8_and_missing_files(tmp_path):
+    (tmp_path / "p").mkdir()
+    with pytest.raises(ValueError, match=r"no \.jsonl file"):
+        read_pairs(tmp_path / "p")
+    with pytest.raises(ValueError, match=r"no \.jsonl file"):
+        read_pairs(tmp_path / "absent.jsonl")
+    (tmp_path / "p" / "x.jsonl").write_bytes(b"\n")
+    with pytest.raises(ValueError, match="hold no pairs"):
+        read_pairs(tmp_path / "p")
+    (tmp_path / "p" / "x.jsonl").write_bytes(b'{"sentence_good": "\xff", "sentence_bad": "b"}')
+    with pytest.raises(ValueError, match=r"x\.jsonl:1"):
+        read_pairs(tmp_path / "p")
+
+
+def test_a_line_separator_inside_a_sentence_ends_no_row(tmp_path):
+    file = write_rows(tmp_path / "x.jsonl", [pair("a\u2028b", "b\u2028a")])
+    assert read_pairs(file) == {"x": [("a\u2028b", "b\u2028a")]}
+
+
+@pytest.mark.skipif("FABRIC_DATA" not in os.environ, reason="FABRIC_DATA names no folder with blimp/")
+def test_blimp_is_read_and_scored(cache, model):
+    folder = Path(os.environ["FABRIC_DATA"]) / "blimp"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    paradigms = read_pairs(folder)
+    assert len(paradigms) == 67
+    name = sorted(paradigms)[0]
+    with evaluating(model):
+        share = minimal_pairs_accuracy(model, cache.tokenizer(), folder / f"{name}.jsonl")
+    assert 0.2 < share < 0.8  # an untrained model guesses
+
+
+def test_ngrams_and_diversity_by_hand():
+    assert ngrams([1, 2, 3], 2) == [(1, 2), (2, 3)]
+    found = diversity([[1, 1, 1, 1, 1, 1], [1, 2, 3, 4, 5, 6]])
+    assert found["distinct_1"] == pytest.approx(6 / 12)
+    assert found["distinct_2"] == pytest.approx((1 + 5) / 10)
+    assert found["repetition_4"] == pytest.approx((2 / 3 + 0) / 2)
+    assert diversity([[1, 2, 3]])["repetition_4"] is None
+    assert diversity([]) == {"distinct_1": None, "distinct_2": None, "repetition_4": None}
+
+
+def test_samples_are_drawn_by_their_seed_alone(cache, model):
+    config = SamplesConfig(n=3, tokens=10)
+    with evaluating(model):
+        first = draw(model, cache.tokenizer(), config, seed=1)
+        torch.manual_seed(99)
+        again = draw(model, cache.tokenizer(), config, seed=1)
+        other = draw(model, cache.tokenizer(), config, seed=2)
+    assert first == again != other
+    assert [len(s) for s in first] == [10, 10, 10]
+
+
+def test_samples_that_do_not_fit_are_none(cache, model):
+    fits = SamplesConfig(n=1, tokens=model.config.max_seq_len - 1)
+    with evaluating(model):
+        assert len(draw(model, cache.tokenizer(), fits, seed=0)[0]) == fits.tokens
+        assert draw(model, cache.tokenizer(), fits.model_copy(update={"tokens": fits.tokens + 1}), 0) == []

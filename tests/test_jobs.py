@@ -1,0 +1,58 @@
+"""Every job file in `jobs/` is real: it loads at every scale, plans, and runs to its end at scale smoke."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import fabric
+from fabric.job.load import load_job, scale_names
+from fabric.planning.study import Machine, Study
+from fabric.store import Store
+
+JOBS = sorted((Path(__file__).resolve().parents[1] / "jobs").glob("*.yaml"))
+SCALES = [(job, scale) for job in JOBS for scale in [None, *scale_names(job)]]
+
+
+@pytest.mark.parametrize(("job", "scale"), SCALES, ids=[f"{j.stem}-{s or 'default'}" for j, s in SCALES])
+def test_every_scale_loads_and_every_phase_configures(job: Path, scale: str | None, tmp_path: Path) -> None:
+    loaded = load_job(job, scale)
+    # The data's content key is the one thing that may need a network (scale cluster); any text stands for it here.
+    study = Study(loaded, Store(tmp_path / loaded.name), lambda config: "0" * 64, Machine(), dry=True)
+    assert study.trials
+    assert not (tmp_path / loaded.name).exists(), "a dry study writes nothing"
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda j: j.stem)
+def test_plan_is_json(job: Path, tmp_path: Path) -> None:
+    body = json.loads(json.dumps(fabric.plan(job, scale="smoke", out=tmp_path).as_dict()))
+    assert body["trials"]
+    assert all(t["state"] in ("new", "duplicate") for t in body["trials"])
+    assert body["detectable"] is None
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("job", JOBS, ids=lambda j: j.stem)
+def test_smoke_scale_runs_to_its_end(job: Path, tmp_path: Path, ray_session: None) -> None:
+    end = fabric.sweep(job, scale="smoke", out=tmp_path)
+    assert not end.interrupted
+    assert not end.failed
+    found = fabric.results(end.root)
+    search = load_job(job, "smoke").config.search
+    assert found.decisions, "every phase ends in a decision"
+    for row in found.arms:
+        assert row.n == len(search.seeds), (row.phase, row.arm)
+        assert row.result is not None
+        # Below the loss of guessing: something was learned in every arm.
+        assert row.result.mean < math.log(load_job(job, "smoke").configure().model.vocab_size)
+        assert row.means["test_loss"] > 0
+    before = {s.id: s.attempts for s in fabric.status(end.root)}
+    again = fabric.sweep(job, scale="smoke", out=tmp_path)
+    assert not again.interrupted
+    assert {s.id: s.attempts for s in fabric.status(end.root)} == before, (
+        "a finished sweep trains nothing again"
+    )
