@@ -80,7 +80,9 @@ def print_results(found: Results, console: Console | None = None) -> None:
     console.print(Text.assemble((found.job, "bold"), f"{scale}, study {found.study}"))
     console.print(to_rich(found.arms))
     for decision in found.decisions:
-        line = Text.assemble(f"{decision['phase']}: ", (decision["winner"], "bold"), f" ({decision['reason']})")
+        line = Text.assemble(
+            f"{decision['phase']}: ", (decision["winner"], "bold"), f" ({decision['reason']})"
+        )
         console.print(line, soft_wrap=True)
     for sentence in (*_summary(found), *(found.scaling.lines() if found.scaling else ())):
         console.print(Text(sentence), soft_wrap=True)

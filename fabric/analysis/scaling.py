@@ -43,12 +43,16 @@ class ScalingFit:
         """The loss (nats) of a model with that many parameters."""
         return float(self.E + self.A * n_params**-self.alpha)
 
-    def interval(self, n_params: float, n_seeds: int | None = None, level: float = 0.95) -> tuple[float, float]:
+    def interval(
+        self, n_params: float, n_seeds: int | None = None, level: float = 0.95
+    ) -> tuple[float, float]:
         """Where the curve is at that size; with `n_seeds`, where the mean loss of so many new runs will be."""
         E, A, alpha = np.array(self.draws).T
         losses = E + A * n_params**-alpha
         if n_seeds is not None:
-            losses = losses * (1 + _noise_draws(self.noise, self.df, len(losses), 1)[:, 0] / math.sqrt(n_seeds))
+            losses = losses * (
+                1 + _noise_draws(self.noise, self.df, len(losses), 1)[:, 0] / math.sqrt(n_seeds)
+            )
         low, high = np.quantile(losses, [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)
 
@@ -144,7 +148,9 @@ def fit_power_law(
     sizes = sorted(runs)
     flat = [*sizes, *(v for values in runs.values() for v in values)]
     if not all(math.isfinite(v) and v > 0 for v in flat) or not all(runs.values()):
-        raise ValueError("sizes and losses must be positive and finite; leave diverged runs and empty sizes out")
+        raise ValueError(
+            "sizes and losses must be positive and finite; leave diverged runs and empty sizes out"
+        )
     if len(sizes) < MIN_SIZES:
         raise ValueError(
             f"{len(sizes)} sizes: a scaling law has three constants and needs at least {MIN_SIZES} sizes"
@@ -175,9 +181,7 @@ def holdout(losses_by_size: Mapping[float, Sequence[float]]) -> HeldOut:
     fit = fit_power_law(small, [losses_by_size[n] for n in small])
     measured = losses_by_size[largest]
     low, high = fit.interval(largest, n_seeds=len(measured))
-    return HeldOut(
-        largest, fit.predict(largest), low, high, float(np.mean(measured)), len(measured), fit
-    )
+    return HeldOut(largest, fit.predict(largest), low, high, float(np.mean(measured)), len(measured), fit)
 
 
 def _noise_draws(noise: float, df: int, n_draws: int, n_points: int) -> np.ndarray:
