@@ -210,7 +210,7 @@ class Tables:
 
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in columns:
-            table.add_column(column.head, justify="right" if column.right else "left", no_wrap=True)
+            table.add_column(Text(column.head), justify="right" if column.right else "left", no_wrap=True)
         for i, row in enumerate(rows):
             verdict = "green" if row.verdict in GOOD else "red" if row.verdict in BAD else ""
             styles = {"verdict": verdict, columns[0].head: "bold" if row.winner else ""}
