@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from functools import cache
+import json
+import platform
+import subprocess
+import sys
+from functools import cache, lru_cache
 
+from fabric.data.disk import default_cache_root, write_atomic
 from fabric.planning.trial import TrialSpec
 from models import flops_per_token, n_params
-from models.cost import activation_bytes
+from models.config import ModelConfig
+from models.cost import activation_bytes, saved_bytes
+from models.residual import norms_per_sublayer
 
-DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+# Growth of the resident set over the bytes alive at the peak, on CPUs: glibc keeps freed blocks below 32 MiB and
+# cannot always use them again. Measured for the tiny presets at 8 x 128 to 32 x 512 tokens: 1.2 to 1.55.
+KEPT_BY_MALLOC = 1.35
+# Products that read a sublayer's input: autocast casts it for each one anew, and each keeps its copy.
+MIXER_READERS, FFN_READERS = 3, 2
+ROW_BYTES = 450  # of JSON for a step in metrics.jsonl
+HISTORY_BYTES = 27  # of a checkpoint for each step's loss, norm and time
 
 
 def n_steps(spec: TrialSpec) -> int:
@@ -26,34 +39,105 @@ def training_flops(spec: TrialSpec) -> float:
     return 3 * flops_per_token(spec.model, spec.data.seq_len) * training_tokens(spec)
 
 
+def evaluation_flops(spec: TrialSpec) -> float:
+    """FLOPs of the validations on the way and of the final readings of both splits, where their size is stated."""
+    evaluate, forward = spec.evaluate, flops_per_token(spec.model, spec.data.seq_len)
+    times = evaluate.times
+    if evaluate.every_tokens is not None:
+        times = training_tokens(spec) // evaluate.every_tokens
+    final = (evaluate.final_val_tokens or 0) + (evaluate.test_tokens or 0)
+    return forward * (max(0, times - 1) * evaluate.val_tokens + final)
+
+
 def peak_memory_bytes(spec: TrialSpec) -> int:
     """Predicted peak resident bytes of the process (or of CUDA's allocator) that trains this trial.
 
-    What the interpreter and torch hold before the trial, plus parameters, gradients, optimizer state (fp32 master
+    What a process holds that has trained next to nothing, plus parameters, gradients, optimizer state (fp32 master
     weights), and the activations of one micro-batch.
     """
     train = spec.train
     state = n_params(spec.model) * (8 + train.optimizer.STATE_BYTES_PER_PARAM)
     micro_batch = train.micro_batch_size or train.batch_size
-    activations = activation_bytes(spec.model, micro_batch, spec.data.seq_len, DTYPE_BYTES[train.precision])
-    return int((0 if spec.device == "cuda" else process_bytes()) + state + activations)
+    live = state + live_activation_bytes(spec.model, micro_batch, spec.data.seq_len, train.precision)
+    return int(live) if spec.device == "cuda" else int(process_bytes() + KEPT_BY_MALLOC * live)
+
+
+@lru_cache(maxsize=4096)
+def live_activation_bytes(model: ModelConfig, batch: int, seq_len: int, precision: str) -> int:
+    """Bytes of activations alive at the peak of a step: what backward needs, and the largest transient."""
+    from fabric.train.loss import WHOLE_LOGITS
+
+    rows, V, D = batch * seq_len, model.vocab_size, model.d_model
+    chunked = rows * V > WHOLE_LOGITS
+    head_rows = WHOLE_LOGITS // V if chunked else None
+    if precision == "fp32":
+        return activation_bytes(model, batch, seq_len, 4, head_rows) + (4 * V * D if chunked else 0)
+    norms = norms_per_sublayer(model.norm_placement)
+    # Autocast: products in 16 bits, the residual stream and what norms keep of it in 32.
+    n_wide = (2 * norms * model.n_layers + 1) * (D + model.norm.saved_statistics())
+    n_copies = ((MIXER_READERS + FFN_READERS - 2) * model.n_layers + 1) * D
+    saved = saved_bytes(model, batch, seq_len, 2) + rows * (2 * n_wide + 2 * n_copies)
+    weights = 2 * n_params(model)
+    # Logits are read in fp32 whatever the products' precision.
+    head = 12 * (head_rows or rows) * V + (6 * V * D if chunked else 0)
+    block = 2 * rows * model.ffn.transient_elements(D)
+    return saved + weights + max(head, block)
 
 
 def checkpoint_bytes(spec: TrialSpec) -> int:
-    """Bytes of one checkpoint: fp32 weights and the optimizer's state."""
-    return int(n_params(spec.model) * (4 + spec.train.optimizer.STATE_BYTES_PER_PARAM))
+    """Bytes of one checkpoint: fp32 weights, the optimizer's state, and the history of the loop."""
+    weights = n_params(spec.model) * (4 + spec.train.optimizer.STATE_BYTES_PER_PARAM)
+    return int(weights + HISTORY_BYTES * n_steps(spec))
+
+
+def disk_bytes(spec: TrialSpec) -> int:
+    """Bytes a finished trial leaves on disk: the checkpoints that are kept, and its rows."""
+    n_rows = n_steps(spec) // spec.train.log_every_steps + spec.evaluate.times
+    return spec.train.checkpoint.keep_last * checkpoint_bytes(spec) + ROW_BYTES * n_rows
+
+
+_PROBE = """
+import torch
+torch.set_num_threads(1)
+import fabric.runtime.worker
+import fabric.evaluate.final
+layer = torch.nn.Linear(64, 64)
+optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
+with torch.autocast("cpu", dtype=torch.bfloat16):
+    loss = layer(torch.ones(64, 64)).sum()
+loss.backward()
+optimizer.step()
+with open("/proc/self/status") as file:
+    status = dict(line.split(":", 1) for line in file)
+print(int(status["VmRSS"].split()[0]) * 1024)
+"""
 
 
 @cache
 def process_bytes() -> int:
-    """Resident bytes of a process that has loaded torch and trained nothing, measured on this one."""
+    """Resident bytes of a process like a worker that has trained next to nothing.
+
+    Measured in a child once a machine and torch version (some seconds), then remembered in the user's cache folder.
+    """
     import torch
 
-    import fabric.train.loop  # noqa: F401
+    key = f"{platform.node()}-{platform.python_version()}-{torch.__version__}".replace("/", "_")
+    memo = default_cache_root() / "machine" / f"process-bytes-{key}.json"
+    try:
+        return int(json.loads(memo.read_text())["bytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        measured = _measured_process()
+    try:
+        write_atomic(memo, json.dumps({"bytes": measured}).encode())
+    except OSError:
+        pass  # measured again next time
+    return measured
 
-    # One small product and backward pass page in the libraries that every training step needs.
-    x = torch.ones(64, 64, requires_grad=True)
-    (x @ x).sum().backward()
-    with open("/proc/self/status") as file:
-        status = dict(line.split(":", 1) for line in file)
-    return int(status["VmRSS"].split()[0]) * 1024
+
+def _measured_process() -> int:
+    from pathlib import Path
+
+    root = Path(__file__).resolve().parents[2]
+    code = f"import sys; sys.path.insert(0, {str(root)!r})\n{_PROBE}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])

@@ -1,0 +1,45 @@
+"""A worker's process: trains the trials it is told to, one after the other, and prints predicted and measured peaks."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+
+
+def main(text: str, folder: str) -> None:
+    from fabric.data import DataConfig, prepare
+    from fabric.planning.cost import peak_memory_bytes
+    from fabric.planning.trial import TrialSpec
+    from fabric.store import Store
+    from fabric.train import loop
+    from models.presets import PRESETS
+
+    torch.set_num_threads(1)
+    data = {"corpus": {"kind": "files", "path": text}, "tokenizer": "bytes", "seq_len": 128}
+    cache = prepare(DataConfig.model_validate(data), f"{folder}/cache", backend="inline")
+    for line in sys.stdin:
+        preset, batch_size, seq_len, precision = json.loads(line)
+        body = {
+            "model": PRESETS[preset],
+            "data": {**data, "seq_len": seq_len},
+            "data_key": cache.key,
+            "train": {
+                "tokens": 3 * batch_size * seq_len,
+                "batch_size": batch_size,
+                "precision": precision,
+                "optimizer": {"kind": "adamw", "lr": 1e-3},
+                "schedule": {"kind": "cosine"},
+            },
+            "evaluate": {"times": 1, "val_tokens": 8 * seq_len, "final_val_tokens": 8 * seq_len,
+                         "recall": False, "samples": None},
+            "seed": 0,
+        }  # fmt: skip
+        spec = TrialSpec.model_validate(body)
+        outcome = loop.run(spec, Store(folder).trial(spec.id), cache)
+        print(json.dumps([peak_memory_bytes(spec), outcome.final["peak_memory_bytes"]]), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

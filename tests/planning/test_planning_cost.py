@@ -1,0 +1,97 @@
+"""Predicted costs against what really happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from planning_kit import job_of, memory_store, study_of
+
+from fabric.planning import cost
+from fabric.planning.trial import TrialSpec
+from models.presets import PRESETS
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [name for name in PRESETS if name.endswith("-tiny")]
+CASES = [(p, 8, 256, "bf16") for p in TINY] + [
+    ("smollm-tiny", 16, 256, "fp32"),
+    ("smollm-tiny", 32, 512, "bf16"),
+]
+
+
+@pytest.fixture(scope="session")
+def peaks(tmp_path_factory):
+    """{case: (predicted, measured)}; every trial in a process of its own kind, as an actor trains them."""
+    folder = tmp_path_factory.mktemp("memory")
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "her", "dog"]
+    rng = random.Random(0)
+    text = "\n\n".join(" ".join(rng.choice(words) for _ in range(160)) for _ in range(400))
+    (folder / "text.txt").write_text(text)
+    lines = "".join(json.dumps(case) + "\n" for case in CASES)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "memory_child.py"), str(folder / "text.txt"), str(folder)],
+        input=lines, capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    print(done.stdout)
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    return dict(zip(CASES, found, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c)))
+def test_peak_memory_is_predicted_within_a_tenth(peaks, case):
+    predicted, measured = peaks[case]
+    assert predicted == pytest.approx(measured, rel=0.10)
+
+
+def spec_of(**train):
+    study = study_of(
+        job_of({"mode": "grid", "axes": [{"path": "model.norm_placement", "values": ["pre"]}]}),
+        memory_store(),
+    )
+    spec = next(iter(study.trials.values())).spec
+    return TrialSpec.model_validate({**spec.model_dump(), "train": {**spec.train.model_dump(), **train}})
+
+
+def test_memory_grows_with_everything_that_takes_some():
+    base = cost.peak_memory_bytes(spec_of())
+    assert cost.peak_memory_bytes(spec_of(batch_size=64)) > base
+    assert cost.peak_memory_bytes(spec_of(batch_size=64, micro_batch_size=4)) == base
+    halved = [cost.live_activation_bytes(spec_of().model, 32, 512, p) for p in ("fp32", "bf16")]
+    assert halved[1] < halved[0]
+
+
+def test_large_logits_are_never_counted_whole():
+    small = spec_of().model
+    large = small.replace(vocab_size=49152)
+    whole = 32 * 512 * 49152 * 4
+    added = cost.live_activation_bytes(large, 32, 512, "fp32") - cost.live_activation_bytes(
+        small, 32, 512, "fp32"
+    )
+    assert added < whole / 8
+
+
+def test_a_checkpoint_takes_the_bytes_that_were_said(tmp_path):
+    import torch
+
+    import models
+    from fabric.store import Store
+    from fabric.train.checkpoint import save_checkpoint
+
+    spec = spec_of()
+    model = models.build(spec.model, 0)
+    optimizer = spec.train.optimizer.build(model)
+    model(torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
+    optimizer.step()
+    record = Store(tmp_path).trial("x")
+    save_checkpoint(record.new_attempt({}), 1, model, optimizer, {}, 1)
+    size = sum(f.stat().st_size for f in tmp_path.rglob("checkpoints/*/*"))
+    assert cost.checkpoint_bytes(spec) == pytest.approx(size, rel=0.10)
+    kept = spec_of(checkpoint={"keep_last": 3})
+    assert cost.disk_bytes(kept) - cost.disk_bytes(spec) == 2 * cost.checkpoint_bytes(spec)
