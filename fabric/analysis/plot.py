@@ -32,7 +32,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def plot(rows: Sequence[ArmRow], path: Path | str) -> None:
-    """Write a figure (format by the path's ending): mean and intervals per arm, one panel a phase.
+    """Write a figure (format by the path's ending): mean and 95 % interval per arm, one panel a phase.
 
     The grey band is the baseline's mean ± one standard deviation over seeds, drawn from three seeds on. Small dots
     are seeds; hollow ones are runs that were stopped early, at their last loss, which no mean holds. A filled
