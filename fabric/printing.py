@@ -116,7 +116,12 @@ def results_json(found: Results) -> str:
     """A study's table and decisions as JSON."""
     from fabric.analysis.render import to_json
 
-    head = {"job": found.job, "study": found.study, "scale": found.scale, "decisions": found.decisions}
+    head: dict[str, Any] = {
+        "job": found.job,
+        "study": found.study,
+        "scale": found.scale,
+        "decisions": found.decisions,
+    }
     head |= {"adopted": found.adopted, "warnings": found.warnings}
     head["scaling"] = found.scaling.to_json() if found.scaling else None
     return json.dumps({**head, "arms": json.loads(to_json(found.arms))}, indent=1)
