@@ -80,7 +80,9 @@ def print_results(found: Results, console: Console | None = None) -> None:
     console.print(Text.assemble((found.job, "bold"), f"{scale}, study {found.study}"))
     console.print(to_rich(found.arms))
     for decision in found.decisions:
-        line = Text.assemble(f"{decision['phase']}: ", (decision["winner"], "bold"), f" ({decision['reason']})")
+        line = Text.assemble(
+            f"{decision['phase']}: ", (decision["winner"], "bold"), f" ({decision['reason']})"
+        )
         console.print(line, soft_wrap=True)
     for sentence in (*_summary(found), *(found.scaling.lines() if found.scaling else ())):
         console.print(Text(sentence), soft_wrap=True)
@@ -114,7 +116,12 @@ def results_json(found: Results) -> str:
     """A study's table and decisions as JSON."""
     from fabric.analysis.render import to_json
 
-    head = {"job": found.job, "study": found.study, "scale": found.scale, "decisions": found.decisions}
+    head: dict[str, Any] = {
+        "job": found.job,
+        "study": found.study,
+        "scale": found.scale,
+        "decisions": found.decisions,
+    }
     head |= {"adopted": found.adopted, "warnings": found.warnings}
     head["scaling"] = found.scaling.to_json() if found.scaling else None
     return json.dumps({**head, "arms": json.loads(to_json(found.arms))}, indent=1)

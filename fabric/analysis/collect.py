@@ -34,20 +34,26 @@ def study_rows(store: Store, study: str, test_key: str = "") -> StudyRows:
         if plan is None:
             continue  # a phase whose condition did not hold leaves a gap
         phase = plan["phase"]
+        decision = store.study(study, f"decision-{index}")
         found.baselines[phase] = plan["baseline"]
         for i, arm in enumerate(plan["arms"]):
             rate = store.study(study, f"rate-{index}-{i}") or {}
-            found.rows += _arm_rows(store, study, phase, arm, rate, test_key)
+            rows = _arm_rows(store, study, phase, arm, rate, test_key)
+            found.rows += rows if decision is None else [_settled(r) for r in rows]
             if rate.get("warning"):
                 found.warnings.append(f"{phase}/{arm['name']}: {rate['warning']}")
             if rate and rate.get("point") is None:
                 found.warnings.append(f"{phase}/{arm['name']}: {rate.get('why')}; the arm is out")
-        decision = store.study(study, f"decision-{index}")
         if decision is not None:
             found.decisions.append(decision)
-            winner = next((a for a in plan["arms"] if a["name"] == decision["winner"]), {})
+            winner: Mapping[str, Any] = next((a for a in plan["arms"] if a["name"] == decision["winner"]), {})
             found.adopted = nested(winner.get("overrides", {}))
     return found
+
+
+def _settled(row: TrialRow) -> TrialRow:
+    """A row of a decided phase: what has not ended by then was given up without a last word (a killed worker)."""
+    return replace(row, state="failed", reason={"kind": "failed"}) if row.outcome == "running" else row
 
 
 def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:

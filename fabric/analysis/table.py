@@ -164,11 +164,12 @@ def _decision(
         ended = not any(r.outcome == "running" for r in trials)
         diverged = diverged or int(not values and ended and _missing(trials) != "running")
         if values or diverged:
-            cost = [
+            state, flops = (
                 next((_finite(getattr(r, k)) for r in trials), None)
                 for k in ("state_bytes", "flops_per_token")
-            ]
-            results.append(ArmResult(arm, values, *(math.inf if c is None else c for c in cost), diverged))
+            )
+            known = [math.inf if c is None else c for c in (state, flops)]
+            results.append(ArmResult(arm, values, known[0], known[1], diverged))
     if baseline not in [r.name for r in results]:
         return None
     return decide(results, str(baseline), margin=margin if sign > 0 else None, alpha=alpha)

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 GOOD, BAD = ("better", "adopted for cost"), ("worse", "diverged", "failed")
 GAP = 2  # blanks between columns
-SHORT = {"undecided, n too small": "undecided", "baseline, n too small": "baseline", "adopted for cost": "for cost"}
+SHORT = {
+    "undecided, n too small": "undecided",
+    "baseline, n too small": "baseline",
+    "adopted for cost": "for cost",
+}
 
 
 class Column(NamedTuple):
@@ -98,7 +102,10 @@ def result_layouts(rows: Sequence[ArmRow]) -> list[list[Column]]:
     mean = Column(rows[0].metric, [_mean(r, digits) for r in rows], right=False)
     wide = Column("difference [interval]", [_difference(r, digits, True) for r in rows], right=False)
     slim = Column("difference", [_difference(r, digits, False) for r in rows], right=False)
-    p, verdict = Column("p", [_p(r) for r in rows]), Column("verdict", [_verdict(r) for r in rows], right=False)
+    p, verdict = (
+        Column("p", [_p(r) for r in rows]),
+        Column("verdict", [_verdict(r) for r in rows], right=False),
+    )
     word = Column("verdict", [SHORT.get(v, v) for v in verdict.cells], right=False)
     bare = Column(mean.head, [c.split(" ")[0] for c in mean.cells], right=False)
     layouts = [
@@ -203,7 +210,7 @@ class Tables:
 
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in columns:
-            table.add_column(column.head, justify="right" if column.right else "left", no_wrap=True)
+            table.add_column(Text(column.head), justify="right" if column.right else "left", no_wrap=True)
         for i, row in enumerate(rows):
             verdict = "green" if row.verdict in GOOD else "red" if row.verdict in BAD else ""
             styles = {"verdict": verdict, columns[0].head: "bold" if row.winner else ""}

@@ -10,7 +10,7 @@ import numpy as np
 from fabric.analysis.table import TrialRow
 from fabric.job.load import load_job
 from fabric.planning.study import Machine, Study
-from fabric.store import FINISHED, Store
+from fabric.store import FAILED, FINISHED, Store
 
 MHA = {"kind": "mha", "n_heads": 2}
 RATES = {"path": "train.optimizer.lr", "values": [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2], "role": "nuisance"}
@@ -79,6 +79,8 @@ def run_study(folder: Any, search: dict[str, Any], loss_of: Any) -> Study:
         record.write_spec(task.trial.spec.model_dump(mode="json"))
         loss = loss_of(task.trial)
         if loss is None:
+            if task.trial.seed:  # one worker is killed without a last word
+                record.new_attempt({}).write_status(FAILED, 1, {"kind": "failed", "error": "broken"})
             study.ended(task.trial.id, "RuntimeError: broken")
             continue
         attempt = record.new_attempt({})

@@ -53,8 +53,8 @@ def test_names_that_cannot_fit_are_cut_not_folded(width):
 
 
 def test_constant_columns_move_to_the_caption():
-    text = text_of([r for r in ROWS if r.phase == "qk"], 100)
-    assert "in every arm: rate 4e-3, 264k parameters, 512 B of state a token" in text.replace("\n", " ")
+    text = text_of([r for r in ROWS if r.phase == "qk"], 120)
+    assert "in every arm: rate 4e-3, 264k parameters, 512 B of state a token" in text
     assert "params" not in text
 
 
@@ -102,7 +102,10 @@ def test_printed_results_end_in_the_winner_and_what_is_adopted(tmp_path, width):
     found = fabric.results(tmp_path)
     print_results(found, console)
     lines = console.export_text().splitlines()
-    assert lines[-2] == "winner: norm_placement=post (phase norm, val_loss 2.0100 over 3 seeds, test_loss 2.0200)"
+    assert (
+        lines[-2]
+        == "winner: norm_placement=post (phase norm, val_loss 2.0100 over 3 seeds, test_loss 2.0200)"
+    )
     assert lines[-1] == "adopted: model.norm_placement=post, learning rate 4e-3"
     body = json.loads(results_json(found))
     assert body["adopted"] == {"model.norm_placement": "post"}

@@ -28,11 +28,11 @@ def test_one_outlier_does_not_carry_the_curve():
 
 
 def test_fewer_than_four_sizes_are_refused():
-    with pytest.raises(ValueError, match="3 sizes.*at least 4"):
+    with pytest.raises(ValueError, match=r"3 sizes.*at least 4"):
         fit_power_law(SIZES[:3], [3.0, 2.9, 2.8])
     with pytest.raises(ValueError, match="3 sizes"):  # the same size twice is one size
         fit_power_law([*SIZES[:3], SIZES[0]], [3.0, 2.9, 2.8, 3.1])
-    with pytest.raises(ValueError, match="4 sizes: predicting.*needs 5"):
+    with pytest.raises(ValueError, match=r"4 sizes: predicting.*needs 5"):
         holdout({n: [float(law(n))] for n in SIZES[:4]})
 
 

@@ -110,16 +110,21 @@ def test_nested_overrides():
 # ---- whole studies
 
 PHASES = [
-    {"name": "norm", "keep": 2, "axes": [{"path": "model.norm_placement", "values": ["pre", "post", "sandwich"]}]},
+    {
+        "name": "norm",
+        "keep": 2,
+        "axes": [{"path": "model.norm_placement", "values": ["pre", "post", "sandwich"]}],
+    },
     {"name": "qk", "axes": [{"path": "model.mixer.qk_norm", "values": ["none", "head"]}]},
     {"name": "window", "axes": [{"path": "model.mixer.window", "values": [None, 16, 8]}]},
 ]
-EFFECT = {"norm_placement=post": -0.2, "norm_placement=sandwich": 0.1, "window=16": 0.002, "window=8": 0.3}
+EFFECT = {"pre": 0.0, "post": -0.2, "sandwich": 0.1, None: 0.0, 16: 0.002, 8: 0.3}
 
 
 def loss_of(trial):
     noise = np.random.default_rng([trial.seed, *trial.id.encode()]).standard_normal() * 0.004
-    return 3 + trial.seed * 0.01 + noise + sum(v for k, v in EFFECT.items() if k in trial.arm)
+    model = trial.spec.model  # not the arm's name: phases share trials
+    return 3 + trial.seed * 0.01 + noise + EFFECT[model.norm_placement] + EFFECT[model.mixer.window]
 
 
 @pytest.mark.parametrize("n_seeds", [2, 3, 5])
@@ -187,7 +192,9 @@ def test_rates_warn_and_are_measured(tmp_path):
 
 
 def test_scaling_is_fitted_where_the_job_says_so(tmp_path):
-    sizes = [{"name": f"w{w}", "set": {"model.d_model": w, "model.ffn.d_ff": 2 * w}} for w in (16, 24, 32, 48, 64)]
+    sizes = [
+        {"name": f"w{w}", "set": {"model.d_model": w, "model.ffn.d_ff": 2 * w}} for w in (16, 24, 32, 48, 64)
+    ]
 
     def loss(trial):
         from models import n_params
@@ -208,7 +215,11 @@ def test_scaling_is_fitted_where_the_job_says_so(tmp_path):
 
 
 def test_seed_spread_is_pooled_over_groups(tmp_path):
-    search = {"mode": "grid", "seeds": 3, "axes": [{"path": "model.norm_placement", "values": ["pre", "post"]}]}
+    search = {
+        "mode": "grid",
+        "seeds": 3,
+        "axes": [{"path": "model.norm_placement", "values": ["pre", "post"]}],
+    }
     study = run_study(tmp_path, search, lambda t: 3.0 + 0.1 * t.seed * (2 if "post" in t.arm else 1))
     assert seed_spread(study.store, study) == pytest.approx(math.sqrt((0.1**2 + 0.2**2) / 2))
     (tmp_path / "trials" / study.store.trial_ids()[0] / "trial.json").write_text('{"other": "version"}')
