@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -262,19 +263,21 @@ def bench(
 def main() -> None:
     """Run the command line; what a user got wrong ends in one message and exit code 2."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as end:
-        sys.exit(end.exit_code)
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(130)
+    except BrokenPipeError:  # the reader (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except Exception as error:
-        code = _explained(error)
-        if code is None:
+        known = _explained(error)
+        if known is None:
             raise
-        sys.exit(code)
+        sys.exit(known)
 
 
 def _explained(error: Exception) -> int | None:
@@ -283,7 +286,7 @@ def _explained(error: Exception) -> int | None:
     if show is not None:
         show()
         return int(getattr(error, "exit_code", 2))
-    if isinstance(error, (ValueError, OSError)) or type(error).__name__ == "LockedError":
+    if isinstance(error, (ValueError, OSError)) or type(error).__name__ in ("LockedError", "OutOfMemory"):
         from pydantic import ValidationError
 
         if isinstance(error, ValidationError):

@@ -36,7 +36,10 @@ def results(folder: str | Path, *, study: str | None = None) -> Results:
         raise ValueError(f"{folder} holds no study{f' {study}' if study else ''} (there: {known})")
     job = store.study(chosen, "job") or {}
     rows, baselines, decisions = study_rows(store, chosen)
-    arms = aggregate(rows, baselines, "val_loss")
+    select = job.get("select", {})
+    arms = aggregate(
+        rows, baselines, "val_loss", margin=select.get("margin"), alpha=select.get("alpha", 0.05)
+    )
     return Results(job["name"], chosen, job.get("scale"), arms, decisions)
 
 
@@ -97,10 +100,12 @@ def _why(reason: dict[str, Any] | Any) -> str:
 
 
 def _driver_alive(root: Path) -> bool:
-    """Whether a sweep holds the folder's lock."""
+    """Whether a sweep holds the folder's lock; looks without making one."""
     try:
-        with open(root / "driver.lock", "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(root / "driver.lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
     except OSError:
-        return (root / "driver.lock").exists()
+        return True
     return False
