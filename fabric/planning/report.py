@@ -21,7 +21,7 @@ from fabric.planning.cost import (
     training_tokens,
 )
 from fabric.planning.expand import arms_of_phase
-from fabric.planning.machine import Concurrency
+from fabric.planning.machine import Concurrency, cpu_count
 from fabric.planning.speed import flops_per_second
 from fabric.planning.study import ArmRun, Machine, PhaseRun, Study, Trial
 from fabric.planning.trial import TrialSpec
@@ -104,7 +104,7 @@ def plan(
     study = _dry_study(loaded, store, out)
     later = _placeholders(study)
     slots, excess = _slots(study)
-    speed, speed_from = flops_per_second(store, study.base, slots.threads)
+    speed, speed_from = flops_per_second(store, study.base, min(slots.threads, cpu_count()))
     flops, costly = _ahead(study, later, training_flops), _ahead(study, later, evaluation_flops)
     return Plan(
         job=loaded.name,
