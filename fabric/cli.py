@@ -67,16 +67,20 @@ def sweep(
     from fabric.results import results
     from fabric.sweeping import sweep as run_sweep
 
-    with Screen() as screen:
-        end = run_sweep(
-            job,
-            scale=scale,
-            overrides=set_ or (),
-            out=out,
-            address=address,
-            runner="inline" if inline else "tune",
-            progress=screen,
-        )
+    try:
+        with Screen() as screen:
+            end = run_sweep(
+                job,
+                scale=scale,
+                overrides=set_ or (),
+                out=out,
+                address=address,
+                runner="inline" if inline else "tune",
+                progress=screen,
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; the same command goes on. Records: {out}", err=True)
+        raise typer.Exit(130) from None
     for warning in end.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if end.interrupted:
@@ -244,6 +248,7 @@ def bench(
     name: Annotated[str | None, typer.Argument(help="Which; without it the list is shown.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each side.")] = 5,
     out: Out = RUNS,
+    quick: Annotated[bool, typer.Option("--quick", help="The smallest size: does it work at all?")] = False,
     json: Json = False,
 ) -> None:
     """Measure a claim of the README on this machine, as a ratio in one run."""
@@ -255,13 +260,14 @@ def bench(
         listed = benches()
         print_json(listed) if json else typer.echo("\n".join(f"{k:12} {v}" for k, v in listed.items()))
         return
-    found = measure(name, repeats=repeats, out=out)
+    found = measure(name, repeats=repeats, out=out, quick=quick)
     print_json(found) if json else print_bench(found)
 
 
 def main() -> None:
     """Run the command line; what a user got wrong ends in one message and exit code 2."""
     try:
+        # Out of standalone mode the code of a `typer.Exit` is returned, not raised.
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except typer.Abort:
@@ -270,10 +276,10 @@ def main() -> None:
         typer.echo("interrupted", err=True)
         sys.exit(130)
     except Exception as error:
-        known = _explained(error)
-        if known is None:
+        told = _explained(error)
+        if told is None:
             raise
-        sys.exit(known)
+        sys.exit(told)
 
 
 def _explained(error: Exception) -> int | None:

@@ -101,7 +101,7 @@ class Screen:
                 status = self.study.store.trial(task.trial.id).status() if self.study else None
                 loss = (status.final or {}).get("val_loss") if status else None
                 why = (status.reason or {}).get("kind", "finished") if status else "finished"
-                note = "" if why == "finished" else f" ({why})"
+                note = "" if why in ("finished", "completed") else f" ({why})"
                 self.say(f"{_name(task)} finished{note}: val_loss {_number(loss)}   {self._left()}")
         self._draw(force=True)
 

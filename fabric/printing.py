@@ -78,36 +78,77 @@ def print_plan(plan: Plan) -> None:
     console.print(f"smallest difference this plan could detect: {detectable}")
 
 
-def print_results(found: Results) -> None:
-    """The table of a study, and what each phase decided."""
-    from fabric.analysis.render import to_rich
+def print_results(found: Results, console: Console | None = None) -> None:
+    """The table of a study, what each phase decided, and what was adopted in the end."""
+    from rich.text import Text
 
-    console = _console()
+    from fabric.analysis.terminal import to_rich
+
+    console = console or Console()
     scale = f", scale {found.scale}" if found.scale else ""
-    console.print(f"{found.job}{scale}, study {found.study}", style="bold")
+    console.print(Text.assemble((found.job, "bold"), f"{scale}, study {found.study}"))
     console.print(to_rich(found.arms))
     for decision in found.decisions:
-        console.print(f"{decision['phase']}: {decision['winner']} ({decision['reason']})")
+        line = Text.assemble(
+            f"{decision['phase']}: ", (decision["winner"], "bold"), f" ({decision['reason']})"
+        )
+        console.print(line, soft_wrap=True)
+    for sentence in (*_summary(found), *(found.scaling.lines() if found.scaling else ())):
+        console.print(Text(sentence), soft_wrap=True)
+    for warning in found.warnings:
+        console.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
+
+
+def _summary(found: Results) -> list[str]:
+    """The last phase's winner and the adopted configuration, a line each."""
+    from fabric.analysis.rates import human_rate
+
+    best = found.winner
+    if best is None:
+        return []
+    loss = f", {best.metric} {best.result.mean:.4f} over {best.n} seeds" if best.result else ""
+    test = best.means.get("test_loss")
+    loss += "" if test is None else f", test_loss {test:.4f}"
+    values = [f"{path}={_yaml(value)}" for path, value in found.adopted.items()]
+    rate = [] if best.lr is None else [f"learning rate {human_rate(best.lr)}"]
+    return [f"winner: {best.arm} (phase {best.phase}{loss})", f"adopted: {', '.join([*values, *rate])}"]
+
+
+def _yaml(value: Any) -> str:
+    """A value on one line, as YAML writes it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {_yaml(v)}" for k, v in value.items()) + "}"
+    return "null" if value is None else str(value)
 
 
 def results_json(found: Results) -> str:
     """A study's table and decisions as JSON."""
     from fabric.analysis.render import to_json
 
-    head = {"job": found.job, "study": found.study, "scale": found.scale, "decisions": found.decisions}
+    head: dict[str, Any] = {
+        "job": found.job,
+        "study": found.study,
+        "scale": found.scale,
+        "decisions": found.decisions,
+    }
+    head |= {"adopted": found.adopted, "warnings": found.warnings}
+    head["scaling"] = found.scaling.to_json() if found.scaling else None
     return json.dumps({**head, "arms": json.loads(to_json(found.arms))}, indent=1)
 
 
 def write_results(found: Results, *, csv: Path | None, parquet: Path | None, plot: Path | None) -> None:
-    """The table into files."""
+    """The table into files; the picture of a study that fits a scaling law is the law."""
     from fabric.analysis import render
     from fabric.analysis.plot import plot as draw
+    from fabric.analysis.plot import plot_scaling
 
     if csv:
         render.to_csv(found.arms, csv)
     if parquet:
         render.to_parquet(found.arms, parquet)
-    if plot:
+    if plot and found.scaling:
+        plot_scaling(found.scaling, plot)
+    elif plot:
         draw(found.arms, plot)
 
 
@@ -151,5 +192,25 @@ def print_findings(found: list[Finding]) -> None:
 
 
 def print_bench(found: Mapping[str, Any]) -> None:
-    """A bench's figures with their budgets."""
-    print_metrics(found)
+    """A bench's figures with their targets, each side's median and spread, and where they were measured."""
+    console = Console()
+    console.print(f"[bold]{found['bench']}[/bold]: {found['about']}")
+    if found["quick"]:
+        console.print("[yellow]quick: the smallest size, the figures say nothing[/yellow]")
+    table = _table("figure", "value", "target", "met", "side", "median", "min", "max", "n")
+    for name, figure in found["figures"].items():
+        met = {True: "yes", False: "[red]no[/red]", None: ""}[figure.get("met")]
+        head = [name, f"{figure['value']:.4g} {figure['unit']}", figure.get("target", ""), met]
+        for label, side in figure["sides"].items():
+            spread = [f"{side[k]:.4g}" for k in ("median", "min", "max")]
+            table.add_row(*head, label, *spread, str(side["n"]))
+            head = [""] * len(head)
+    console.print(table)
+    for name, figure in found["figures"].items():
+        if "note" in figure:
+            console.print(f"{name}: {figure['note']}")
+    for row in found.get("profile", [])[:10]:
+        console.print(f"  {row['self_ms']:8.2f} ms {row['calls']:6.0f} calls  {row['operator']}")
+    machine = found["machine"]
+    where = f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB"
+    console.print(f"{where}; threads: {found['threads']}; {found['versions']}", highlight=False)

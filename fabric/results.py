@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import fcntl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from fabric.analysis.collect import study_rows
+from fabric.analysis.scaling import Scaling, scaling_of
 from fabric.analysis.table import ArmRow, aggregate
+from fabric.evaluate.config import EvaluateConfig
+from fabric.job.schema import SelectConfig
 from fabric.store import Store
 
 
 @dataclass(frozen=True)
 class Results:
-    """A study's arms, phase by phase, with the decisions that were taken."""
+    """A study's arms, phase by phase, with the decisions that were taken.
+
+    `adopted` are the overrides (path to value) that lead from the job's base to the last phase's winner; `scaling`
+    is there when the job says `search.fit: params` and enough sizes have results; `warnings` are for the reader.
+    """
 
     job: str
     study: str
     scale: str | None
     arms: list[ArmRow]
     decisions: list[dict[str, Any]]
+    adopted: dict[str, Any] = field(default_factory=dict)
+    scaling: Scaling | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def winner(self) -> ArmRow | None:
+        """The row of the last decision's winner."""
+        last = self.decisions[-1] if self.decisions else {}
+        match = [r for r in self.arms if (r.phase, r.arm) == (last.get("phase"), last.get("winner"))]
+        return match[0] if match else None
 
 
 def results(folder: str | Path, *, study: str | None = None) -> Results:
@@ -35,12 +52,26 @@ def results(folder: str | Path, *, study: str | None = None) -> Results:
         known = ", ".join(store.studies()) or "none"
         raise ValueError(f"{folder} holds no study{f' {study}' if study else ''} (there: {known})")
     job = store.study(chosen, "job") or {}
-    rows, baselines, decisions = study_rows(store, chosen)
-    select = job.get("select", {})
-    arms = aggregate(
-        rows, baselines, "val_loss", margin=select.get("margin"), alpha=select.get("alpha", 0.05)
+    body = job.get("job", {})
+    search = body.get("search", {})
+    select = SelectConfig.model_validate(search.get("select", {}))
+    evaluate = EvaluateConfig.model_validate(body.get("base", {}).get("evaluate", {}))
+    found = study_rows(store, chosen, f"test-{evaluate.test_tokens or 'all'}")
+    arms = aggregate(found.rows, found.baselines, "val_loss", margin=select.margin, alpha=select.alpha)
+    scaling = None
+    if search.get("fit") == "params":
+        scaling, why = scaling_of(arms)
+        found.warnings += [why] if why else []
+    return Results(
+        job["name"],
+        chosen,
+        job.get("scale"),
+        arms,
+        found.decisions,
+        found.adopted,
+        scaling,
+        found.warnings,
     )
-    return Results(job["name"], chosen, job.get("scale"), arms, decisions)
 
 
 def open_store(folder: str | Path) -> Store:

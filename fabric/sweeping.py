@@ -13,7 +13,8 @@ from fabric.job.load import Job, load_job
 from fabric.planning.machine import Concurrency, concurrency, cpu_count, gpu_count
 from fabric.planning.study import Action, Study, Task
 from fabric.planning.study import Machine as StudyMachine
-from fabric.store import Store, driver_lock
+from fabric.runtime.signals import interruptible
+from fabric.store import Store, StoreFullError, driver_lock, told_when_full
 
 JobSource = str | Path | Mapping[str, Any]
 
@@ -21,6 +22,7 @@ JobSource = str | Path | Mapping[str, Any]
 class Progress(Protocol):
     """Who watches a sweep: the live screen, plain lines, or nobody."""
 
+    def attach(self, study: Study, slots: int) -> None: ...
     def preparing(self, stage: str, fraction: float) -> None: ...
     def started(self, task: Task) -> None: ...
     def reported(self, task: Task, row: Mapping[str, Any], action: Action) -> None: ...
@@ -63,13 +65,14 @@ def sweep(
     """Train everything a job compares; the same call goes on where the last one stopped.
 
     `address` joins a running Ray cluster (`out` must then be shared storage). `runner="inline"` trains one trial
-    after the other in this process, without Ray. Raises JobError for a bad job and LockedError when another sweep
-    holds the folder.
+    after the other in this process, without Ray. Raises JobError for a bad job, LockedError when another sweep
+    holds the folder, StoreFullError when nothing more can be recorded; ClusterLostError when Ray dies. Interrupted
+    by Ctrl-C or SIGTERM it returns, or raises KeyboardInterrupt where nothing is trained yet.
     """
     loaded = load_job(job, scale, overrides)
     watcher = progress or Silent()
     root = out_root(loaded, out)
-    with driver_lock(root):
+    with interruptible(), driver_lock(root), told_when_full(root):
         if runner == "inline":
             return _inline(loaded, root, out, watcher)
         return _with_tune(loaded, root, out, address, watcher)
@@ -105,12 +108,13 @@ class Caches:
 
 
 def task_body(study: Study, task: Task, **settings: Any) -> dict[str, Any]:
-    """What a worker is told: plain data; the specification itself it reads from the store."""
+    """What a worker is told: plain data. The specification is text: one column in Tune's own tables."""
     trial = task.trial
     study.store.trial(trial.id).write_spec(trial.spec.model_dump(mode="json"))
     return {
         "kind": task.kind,
         "trial": trial.id,
+        "spec": trial.spec.model_dump_json(),
         "store": str(study.store.root),
         "rungs": list(trial.rungs),
         "threads": trial.spec.threads,
@@ -125,6 +129,7 @@ def _inline(job: Job, root: Path, out: str | Path, progress: Progress) -> SweepR
 
     study = new_study(job, root, worker_threads(job), out=out)
     caches = Caches(out, progress)
+    progress.attach(study, 1)
     while not isinstance(task := study.next_task(), str):
         caches.ensure(task)
         progress.started(task)
@@ -143,10 +148,14 @@ def _inline(job: Job, root: Path, out: str | Path, progress: Progress) -> SweepR
         error = None
         try:
             perform(body, report)
+        except StoreFullError:
+            raise
         except Exception as problem:
             error = f"{type(problem).__name__}: {problem}"
         if task.kind == "train":
-            study.ended(task.trial.id, error, "out_of_memory" in (error or ""))
+            study.ended(task.trial.id, error)  # the loop has halved the micro-batch as far as it goes
+        else:
+            study.tested(task.trial.id, error)
         progress.ended(task, error)
     return _result(study, root, interrupted=False)
 
@@ -169,6 +178,7 @@ def _with_tune(job: Job, root: Path, out: str | Path, address: str | None, progr
     here = cpu_count()
     with cluster(address, here, gpu_count() if gpus else 0) as resources:
         slots = slots_for(study, resources if address else None)
+        progress.attach(study, slots.slots)
         finished = run_study(
             study,
             slots=slots.slots,
@@ -186,7 +196,8 @@ def slots_for(study: Study, resources: Mapping[str, float] | None) -> Concurrenc
     from fabric.planning.cost import peak_memory_bytes
 
     peak = max(peak_memory_bytes(t.spec) for t in study.trials.values())
-    n_trials = len(study.trials)
+    # Later phases and main trials are not planned yet: then the number of trials limits nothing.
+    n_trials = len(study.trials) if study.is_fully_planned else None
     if resources is None:
         return concurrency(study.job.config.resources, peak, n_trials)
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
@@ -194,12 +205,15 @@ def slots_for(study: Study, resources: Mapping[str, float] | None) -> Concurrenc
 
 
 def _result(study: Study, root: Path, interrupted: bool) -> SweepResult:
-    failed = tuple(t.id for t in study.trials.values() if t.end == "failed")
+    failed = tuple(t.id for t in study.trials.values() if t.end == "failed" or t.id in study.untested)
     return SweepResult(root, study.id, interrupted, failed, tuple(study.warnings))
 
 
 class Silent:
     """Watches nothing."""
+
+    def attach(self, study: Study, slots: int) -> None:
+        """Ignored."""
 
     def preparing(self, stage: str, fraction: float) -> None:
         """Ignored."""

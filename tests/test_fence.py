@@ -46,7 +46,10 @@ def modules_after(code: str) -> set[str]:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "from typer.testing import CliRunner\nfrom fabric.cli import app\nassert CliRunner().invoke(app, ['--help']).exit_code == 0"
+    code = (
+        "from typer.testing import CliRunner\nfrom fabric.cli import app\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0"
+    )
     assert not modules_after(code) & {"torch", "ray", "numpy", "transformers", "pydantic_core"}
 
 

@@ -53,4 +53,6 @@ def test_smoke_scale_runs_to_its_end(job: Path, tmp_path: Path, ray_session: Non
     before = {s.id: s.attempts for s in fabric.status(end.root)}
     again = fabric.sweep(job, scale="smoke", out=tmp_path)
     assert not again.interrupted
-    assert {s.id: s.attempts for s in fabric.status(end.root)} == before, "a finished sweep trains nothing again"
+    assert {s.id: s.attempts for s in fabric.status(end.root)} == before, (
+        "a finished sweep trains nothing again"
+    )

@@ -2,7 +2,8 @@
 
 An arm is adopted if its paired, Holm-corrected interval to the baseline excludes zero on the good side (of several
 the one with the lowest mean); failing that, if it is cheaper and its interval ends below a margin that the job
-states (with several cheaper arms, that test is Holm-corrected as well); else the baseline stays. Decisions carry their inputs, so that each can be taken again and checked.
+states (with several cheaper arms, that test is Holm-corrected as well); else the baseline stays. Decisions carry
+their inputs, so that each can be taken again and checked.
 """
 
 from __future__ import annotations

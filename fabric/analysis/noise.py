@@ -25,9 +25,12 @@ def seed_spread(store: Store, study: Study) -> float | None:
         if status is None or status.state != FINISHED or not body:
             continue
         loss = (status.final or {}).get("val_loss")
-        spec = TrialSpec.model_validate(body)
+        try:
+            spec = TrialSpec.model_validate(body)
+        except ValueError:
+            continue  # a record of another version
         same_size = (spec.model.d_model, spec.model.n_layers) == (base.model.d_model, base.model.n_layers)
-        if loss is None or not same_size or spec.train.tokens != base.train.tokens:
+        if loss is None or not math.isfinite(loss) or not same_size or spec.train.tokens != base.train.tokens:
             continue
         identity = {k: v for k, v in spec.identity().items() if k != "seed"}
         groups.setdefault(canonical_json(identity), []).append(loss)

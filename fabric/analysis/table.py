@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class TrialRow:
     """One trial as the table sees it.
 
     `role`: a tuning run chooses the learning rate and is in no result; `state` is the store's (finished, stopped,
-    running, failed), `reason` what it wrote about the end; `metrics` use the keys of `fabric.job.metrics`;
+    running, failed), `reason` what it wrote about the end (its `kind`); `metrics` use the keys of `fabric.job.metrics`;
     `history` holds (tokens, FLOPs, seconds, validation loss) in order.
     """
 
@@ -38,7 +38,7 @@ class TrialRow:
     role: Literal["tuning", "main"]
     lr: float | None
     state: str
-    reason: str | Mapping[str, Any] | None
+    reason: Mapping[str, Any] | None
     metrics: Mapping[str, Any]
     n_params: int | None = None
     state_bytes: float | None = None
@@ -47,12 +47,10 @@ class TrialRow:
 
     @property
     def outcome(self) -> Outcome:
-        """How it ended: stopping by itself (converged) is finished, being stopped is censored."""
-        why = str(self.reason or "").lower()
-        if "diverged" in why:
-            return "diverged"
-        if self.state == "finished" or (self.state == "stopped" and "converged" in why):
-            return "finished"
+        """How it ended: converging by itself is finished, being stopped is censored, no final loss is diverged."""
+        if self.state == "finished":
+            lost = "val_loss" in self.metrics and _finite(self.metrics["val_loss"]) is None
+            return "diverged" if lost or (self.reason or {}).get("kind") == "diverged" else "finished"
         if self.state == "stopped":
             return "censored"
         return "failed" if self.state == "failed" else "running"
@@ -61,8 +59,9 @@ class TrialRow:
 @dataclass(frozen=True)
 class ArmRow:
     """One arm of one phase. `comparison` (interval and p Holm-corrected within the phase) is None for the baseline
-    and where there is nothing to compare; `counts` are trials by outcome over both roles; `equal` holds the mean
-    validation loss at the phase's common budget (`budget`) of tokens, FLOPs and seconds; `means` the means of all
+    and where there is nothing to compare; `counts` are the result's trials by outcome, `tuning_counts` the tuning
+    ones; `winner` marks the arm the phase adopts, once all its trials have ended; `equal` holds the mean validation
+    loss at the phase's common budget (`budget`) of tokens, FLOPs and seconds; `means` the means of all
     other metrics over the runs that count; `censored` the (tokens, loss) of the result's early-stopped runs.
     """
 
@@ -83,6 +82,8 @@ class ArmRow:
     means: Mapping[str, float]
     censored: tuple[tuple[float, float], ...] = ()
     values: Mapping[int, float] = field(default_factory=dict)
+    tuning_counts: Mapping[str, int] = field(default_factory=dict)
+    winner: bool = False
 
     @property
     def n(self) -> int:
@@ -120,6 +121,8 @@ def aggregate(
             _arm_row(trials, metric, sign, decision, arm == baseline_per_phase.get(phase), budget)
             for arm, trials in arms.items()
         ]
+        if decision is not None and not any(r.outcome == "running" for r in mine):
+            made = [replace(r, winner=r.arm == decision.winner) for r in made]
         made.sort(key=lambda r: (not r.is_baseline, sign * r.result.mean if r.result else math.inf))
         out += made
     return out
@@ -150,17 +153,23 @@ def _decision(
     margin: float | None,
     alpha: float,
 ) -> Decision | None:
-    """`decide` on what the phase has, or None when its baseline has nothing to compare with."""
+    """`decide` on what the phase has, by the same rules as the phase itself; None without a baseline's result.
+
+    An arm that ended without a finished run (all failed or stopped, or no rate trained) stands with the diverged.
+    """
     results = []
     for arm, trials in arms.items():
         values = {s: sign * v for s, v in _values(trials, metric).items()}
         diverged = sum(r.role == "main" and r.outcome == "diverged" for r in trials)
+        ended = not any(r.outcome == "running" for r in trials)
+        diverged = diverged or int(not values and ended and _missing(trials) != "running")
         if values or diverged:
-            cost = [
+            state, flops = (
                 next((_finite(getattr(r, k)) for r in trials), None)
                 for k in ("state_bytes", "flops_per_token")
-            ]
-            results.append(ArmResult(arm, values, *(math.inf if c is None else c for c in cost), diverged))
+            )
+            known = [math.inf if c is None else c for c in (state, flops)]
+            results.append(ArmResult(arm, values, known[0], known[1], diverged))
     if baseline not in [r.name for r in results]:
         return None
     return decide(results, str(baseline), margin=margin if sign > 0 else None, alpha=alpha)
@@ -187,10 +196,11 @@ def _arm_row(
         arm=first.arm,
         metric=metric,
         is_baseline=is_baseline,
-        verdict=verdict or ("no baseline" if values else _missing(trials)),
+        verdict=_verdict(verdict, trials, bool(values)),
         result=summary(list(values.values())) if values else None,
         comparison=comparison if sign > 0 or comparison is None else _flipped(comparison),
-        counts={o: n for o in Outcome.__args__ if (n := sum(r.outcome == o for r in trials))},
+        counts=_counts(main),
+        tuning_counts=_counts([r for r in trials if r.role == "tuning"]),
         lr=next((r.lr for r in main), None),
         n_params=first.n_params,
         state_bytes=first.state_bytes,
@@ -205,9 +215,22 @@ def _arm_row(
     )
 
 
+def _counts(trials: Sequence[TrialRow]) -> dict[str, int]:
+    outcomes = [r.outcome for r in trials]
+    return {o: outcomes.count(o) for o in get_args(Outcome) if o in outcomes}
+
+
+def _verdict(decided: str | None, trials: Sequence[TrialRow], has_values: bool) -> str:
+    """The decision's word; for an arm without a result, what became of its runs."""
+    if not has_values:
+        return _missing(trials)
+    return decided or "no baseline"
+
+
 def _missing(trials: Sequence[TrialRow]) -> str:
-    outcomes = {r.outcome for r in trials if r.role == "main"} or {"running"}
-    return "running" if "running" in outcomes else " and ".join(sorted(outcomes))
+    """What became of an arm without a result: of its main runs, or, when no rate trained, of its tuning runs."""
+    outcomes = {r.outcome for r in trials if r.role == "main"} or {r.outcome for r in trials}
+    return "running" if outcomes & {"running", "finished"} else " and ".join(sorted(outcomes))
 
 
 def _flipped(c: Comparison) -> Comparison:

@@ -8,9 +8,9 @@ from typing import Any
 from fabric.bench.measure import Figure, Measured, Sample, Setting
 from fabric.bench.work import job, scratch
 
-N_RATES, LOWEST, HIGHEST = 16, 2e-4, 5e-2
-STEPS, QUICK_STEPS = 150, 9
-SEEDS = 3
+LOWEST, HIGHEST = 2e-4, 5e-2
+N_RATES, STEPS, SEEDS = 16, 150, 3
+QUICK_RATES, QUICK_STEPS, QUICK_SEEDS = 4, 9, 1
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "grid": {"kind": "fifo"},
     "asha": {"kind": "asha", "reduction_factor": 3},
@@ -18,7 +18,7 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 
 
-def rates(n: int = N_RATES) -> list[float]:
+def rates(n: int) -> list[float]:
     """Log-spaced learning rates of three digits."""
     return [float(f"{LOWEST * (HIGHEST / LOWEST) ** (i / (n - 1)):.2e}") for i in range(n)]
 
@@ -28,6 +28,7 @@ def run(setting: Setting) -> Measured:
 
     A rate agrees when it is the grid's, or when its trials' mean lies inside the 95 % interval of the grid's.
     """
+    n_rates = QUICK_RATES if setting.quick else N_RATES
     tokens: dict[str, list[float]] = {name: [] for name in SCHEDULERS}
     agreed: dict[str, list[float]] = {name: [] for name in SCHEDULERS if name != "grid"}
     found = []
@@ -48,7 +49,7 @@ def run(setting: Setting) -> Measured:
         right = Sample(tuple(values))
         share = sum(values) / len(values)
         figures[f"{name}: right rate"] = Figure(share, "of the repeats", {"agreed": right}, (">=", 1.0))
-    return Measured(figures, "1 a trial", {"rates": rates(), "chosen": found, "n_trials": N_RATES})
+    return Measured(figures, "1 a trial", {"rates": rates(n_rates), "chosen": found, "n_trials": n_rates})
 
 
 def _tune(scheduler: Mapping[str, Any], seed: int, setting: Setting) -> dict[str, Any]:
@@ -56,16 +57,18 @@ def _tune(scheduler: Mapping[str, Any], seed: int, setting: Setting) -> dict[str
     from fabric.store import Store
     from fabric.sweeping import sweep
 
-    axis = {"path": "train.optimizer.lr", "values": rates(), "role": "nuisance"}
+    n_rates, steps, seeds = (
+        (QUICK_RATES, QUICK_STEPS, QUICK_SEEDS) if setting.quick else (N_RATES, STEPS, SEEDS)
+    )
+    axis = {"path": "train.optimizer.lr", "values": rates(n_rates), "role": "nuisance"}
     search = {
         "mode": "grid",
         "axes": [axis],
-        "seeds": SEEDS,
+        "seeds": seeds,
         "tuning_seeds": [seed],
         "scheduler": dict(scheduler),
     }
     with scratch(setting, "asha") as name:
-        steps = QUICK_STEPS if setting.quick else STEPS
         body = job(name, steps=steps, search=search, quick=setting.quick)
         end = sweep(body, out=setting.out)
         if end.failed:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fabric.data import TokenCache
 
 TOKENS_SCORED = 16_384  # per length
-TOKENS_TIMED = 4_096  # per length and per batch size
+TOKENS_TIMED = 2_048  # per length and per batch size
 REPEATS = 3
 
 

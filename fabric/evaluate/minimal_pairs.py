@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-
 from torch.nn.utils.rnn import pad_sequence
 
 from fabric.train.loss import IGNORED, nll_per_token

@@ -128,7 +128,7 @@ def process_bytes() -> int:
         return int(json.loads(memo.read_text())["bytes"])
     except (OSError, ValueError, KeyError, TypeError):
         measured = _measured_process()
-    with contextlib.suppress(OSError):  # then it is measured again next time
+    with contextlib.suppress(OSError):  # else it is measured again next time
         write_atomic(memo, json.dumps({"bytes": measured}).encode())
     return measured
 

@@ -56,11 +56,12 @@ def gpu_count() -> int:
 def concurrency(
     resources: ResourcesConfig,
     peak_bytes: int,
-    n_trials: int,
+    n_trials: int | None,
     cpus: float | None = None,
     gpus: float | None = None,
 ) -> Concurrency:
-    """The number of trials at once: the tightest of CPUs, GPUs, memory, the job's own limit and the trials left.
+    """The number of trials at once: the tightest of CPUs, GPUs, memory, the job's own limit and
+    the trials there are (None: not known yet).
 
     `cpus` and `gpus` are a cluster's; without them this machine's are taken (memory is looked at only then).
     Raises ValueError when not even one trial fits.
@@ -81,7 +82,8 @@ def concurrency(
         )
     if resources.max_concurrent:
         limits["resources.max_concurrent"] = resources.max_concurrent
-    limits[f"{n_trials} trials"] = max(1, n_trials)
+    if n_trials is not None:
+        limits[f"{n_trials} trials"] = max(1, n_trials)
     limit, slots = min(limits.items(), key=lambda item: item[1])
     if slots < 1:
         raise ValueError(f"no trial fits: {limit}; give each less, or use a larger machine")

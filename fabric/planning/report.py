@@ -251,4 +251,7 @@ def _detectable(study: Study, store: Store) -> float | None:
     n = len(study.search.seeds)
     if spread is None or n < 2:
         return None
-    return minimal_detectable_difference(spread * 2**0.5, n, alpha=study.search.select.alpha)
+    # Holm's first step: the level is shared by all comparisons of the phase.
+    n_compared = max((len(p.arms) - 1 for p in study.phases), default=1)
+    alpha = study.search.select.alpha / max(1, n_compared)
+    return minimal_detectable_difference(spread * 2**0.5, n, alpha=alpha)

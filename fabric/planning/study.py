@@ -58,6 +58,7 @@ class Study:
         self.rungs = Rungs(self.id, self.search, store, dry)
         self._record("job", self._job_body())
         self._tested: set[str] = set()
+        self.untested: set[str] = set()  # trials whose test split could not be read
         self._open_next_phase()
 
     # -- identity and records ------------------------------------------------------------------------------
@@ -121,6 +122,12 @@ class Study:
     @property
     def phase_names(self) -> list[str]:
         return [p.name for p in self.search.phases] if self.search.mode == "phases" else ["main"]
+
+    @property
+    def is_fully_planned(self) -> bool:
+        """Whether every trial there will be is known: the last phase is open and all its rates are chosen."""
+        is_last = len(self.phases) + len(self.skipped) == len(self.phase_names)
+        return is_last and all(a.is_settled for p in self.phases for a in p.arms)
 
     def _open_next_phase(self) -> None:
         """Open the next phase that is not decided yet; decided ones are passed through by their records."""
@@ -312,9 +319,10 @@ class Study:
 
     def _next_test(self) -> Task | Literal["wait", "done"]:
         for trial in self.main_trials():
-            if trial.id not in self._tested and not self._is_tested(trial):
+            if trial.id not in self._tested:
                 self._tested.add(trial.id)
-                return Task("test", trial)
+                if not self._is_tested(trial):
+                    return Task("test", trial)
         return "wait" if any(t.state in ("running", "leaving") for t in self.trials.values()) else "done"
 
     def main_trials(self) -> list[Trial]:
@@ -353,13 +361,20 @@ class Study:
         self._judge_phases_of(trial)
 
     def tested(self, trial_id: str, error: str | None = None) -> None:
-        """A worker is done with a trial's test split, or failed at it: then the next run tries again."""
-        if error is not None:
-            trial = self.trials[trial_id]
+        """A worker let go of a test task; one that failed is given out again as often as a trial is."""
+        if error is None:
+            return
+        trial = self.trials[trial_id]
+        trial.failures += 1
+        if trial.failures <= self.job.config.resources.max_retries:
+            self._tested.discard(trial_id)
+        else:
+            self.untested.add(trial_id)
             where = f"{trial.phase}/{trial.arm} seed {trial.seed}"
             self.warnings.append(f"{where}: the test split was not read: {error}")
 
     def _failed(self, trial: Trial, error: str | None, out_of_memory: bool) -> None:
+        self._note_failure(trial, error)
         # A smaller micro-batch is another try, not a repetition: it does not count as one.
         if not (out_of_memory and self._halve_micro_batch(trial)):
             trial.failures += 1
@@ -369,6 +384,14 @@ class Study:
         trial.state, trial.end = "ended", "failed"
         where = f"{trial.phase}/{trial.arm} {trial.point}".rstrip()
         self.warnings.append(f"{where} seed {trial.seed} failed: {error or 'its worker died'}")
+
+    def _note_failure(self, trial: Trial, error: str | None) -> None:
+        """Record why an attempt failed: a killed worker's last word is that it runs."""
+        if not self.dry:
+            record = self.store.trial(trial.id)
+            attempt = max(record.attempt_numbers(), default=0)
+            body = {"failed_attempt": attempt, "error": error or "no message", "study": self.id}
+            record.write_decision(f"{self.id}-failure-{attempt}", body)
 
     def _halve_micro_batch(self, trial: Trial) -> bool:
         """Decide a smaller micro-batch; False when it cannot be smaller."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import signal
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from fabric.runtime.signals import handlers_kept
+
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("fabric", "models", "kernels")
 # Set before Ray starts, so that its workers inherit them.
 ENVIRONMENT = {
@@ -28,21 +28,34 @@ ENVIRONMENT = {
     "RAY_preload_python_modules": "torch,fabric.runtime.worker",
     "RAY_memory_monitor_refresh_ms": "250",
 }
+# For a cluster of our own, which never comes back: its head is gone when it does not answer for this long.
+OWN_CLUSTER = {
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_worker_niceness": "0",  # at Ray's 15 whatever else the machine does comes first, also in what is measured
+}
 OBJECT_STORE_BYTES = 200 * 2**20
+
+
+class SourcesDifferError(ValueError):
+    """A worker runs other sources than the driver: no result of it could be trusted."""
+
+
+class ClusterLostError(ConnectionError):
+    """Ray's own processes have died under a running sweep."""
 
 
 def source_hash() -> str:
     """A hash of our three packages' sources: the driver and its workers must run the same code."""
     digest = hashlib.sha256()
-    root = Path(__file__).resolve().parents[2]
     for package in PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 @contextmanager
-def cluster(address: str | None, n_cpus: int, n_gpus: float = 0) -> Iterator[dict[str, Any]]:
+def cluster(address: str | None, n_cpus: int, n_gpus: int = 0) -> Iterator[dict[str, Any]]:
     """Run the block inside a Ray cluster and yield its resources.
 
     Without an address, a cluster of this machine's own is started and ended with the block (no dashboard, no runtime
@@ -52,13 +65,17 @@ def cluster(address: str | None, n_cpus: int, n_gpus: float = 0) -> Iterator[dic
     import ray
 
     joined = ray.is_initialized()
-    for name, value in ENVIRONMENT.items():
+    for name, value in {**ENVIRONMENT, **({} if address or joined else OWN_CLUSTER)}.items():
         os.environ.setdefault(name, value)
     if not joined:
         staged = tempfile.TemporaryDirectory(prefix="fabric-", ignore_cleanup_errors=True)
-        _start(address, n_cpus, n_gpus, Path(staged.name))
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
+        try:
+            with handlers_kept():
+                _start(address, n_cpus, n_gpus, Path(staged.name))
+        except SystemExit as stopped:  # what Ray's own handler of SIGTERM makes of it
+            raise KeyboardInterrupt from stopped
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # a failed trial's traceback is in its status
     try:
         yield dict(ray.cluster_resources())
     finally:
@@ -67,24 +84,31 @@ def cluster(address: str | None, n_cpus: int, n_gpus: float = 0) -> Iterator[dic
             staged.cleanup()
 
 
-def _start(address: str | None, n_cpus: int, n_gpus: float, staged: Path) -> None:
+def _start(address: str | None, n_cpus: int, n_gpus: int, staged: Path) -> None:
     """Start Ray from an empty folder: Ray puts the current one on every worker's path, where a user's own `models/`
     would hide ours. The folder outlives the workers (MKL cannot load where the current directory is gone)."""
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    root = Path(__file__).resolve().parents[2]
-    before = Path.cwd()
+    before, paths = Path.cwd(), os.environ.get("PYTHONPATH")
     os.chdir(staged)
     try:
         if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
             ray.init(address=address or "auto", **quiet)
         elif address:
-            environment = {"py_modules": [str(root / p) for p in PACKAGES], "working_dir": str(staged)}
+            # A running cluster's workers have not inherited our settings.
+            own = {name: value for name, value in ENVIRONMENT.items() if name.startswith("TUNE_")}
+            environment = {
+                "py_modules": [str(ROOT / p) for p in PACKAGES],
+                "working_dir": str(staged),
+                "env_vars": own,
+            }
             ray.init(address=address, runtime_env=environment, **quiet)
         else:
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            # Workers find the packages where this process has them, also in a checkout that is not installed.
+            os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([paths] if paths else [])])
             ray.init(
+                address="local",  # whatever RAY_ADDRESS says
                 num_cpus=n_cpus,
                 num_gpus=n_gpus or None,
                 include_dashboard=False,
@@ -93,36 +117,16 @@ def _start(address: str | None, n_cpus: int, n_gpus: float, staged: Path) -> Non
             )
     finally:
         os.chdir(before)
+        if paths is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = paths
 
 
-@contextmanager
-def clean_stop(interrupt: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM (Slurm, Kubernetes, `ray job stop`) end a Tune run cleanly; a second one ends the process.
+def lost_processes() -> list[str]:
+    """Which of the processes that make up a cluster of our own have died (none for a joined one)."""
+    from ray._private import worker
 
-    Tune stops its trials and returns on SIGUSR1 as it does on SIGINT; our handlers first call `interrupt`, so that
-    nobody takes the return for an end. To be entered after `ray.init`, which sets a handler of its own. Outside the
-    main thread the caller's handlers stand.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    seen = 0
-
-    def handler(signum: int, frame: FrameType | None) -> None:
-        nonlocal seen
-        seen += 1
-        if seen > 1:
-            os._exit(128 + signum)
-        interrupt()
-        signal.raise_signal(signal.SIGUSR1)
-
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until Tune has set its own
-    signal.signal(signal.SIGINT, handler)
-    signal.signal(signal.SIGTERM, handler)
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+    node: Any = worker._global_node
+    dead = [] if node is None else node.dead_processes()
+    return [name for name, _ in dead if name in ("raylet", "gcs_server")]

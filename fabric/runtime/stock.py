@@ -79,7 +79,7 @@ def run_stock(task: dict[str, Any]) -> list[float]:
     ray.shutdown()
     if found.errors:
         raise RuntimeError(f"stock trials failed: {found.errors[0]}")
-    return [found[i].metrics["val_loss"] for i in range(len(found))]
+    return [(found[i].metrics or {})["val_loss"] for i in range(len(found))]
 
 
 def main() -> None:

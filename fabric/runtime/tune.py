@@ -4,22 +4,28 @@ decisions. Tune's own records are written for its tools to read (`tune/<n>`); we
 from __future__ import annotations
 
 import contextlib
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune import Callback
+from ray.tune import Callback, Stopper
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from fabric.planning.study import Study, Task
-from fabric.runtime.connect import clean_stop, source_hash
+from fabric.planning.study import Action, Study, Task
+from fabric.runtime.connect import ClusterLostError, SourcesDifferError, lost_processes, source_hash
+from fabric.runtime.signals import clean_stop
 from fabric.runtime.worker import fabric_trial
+from fabric.store import StoreFullError, told_when_full
 from fabric.sweeping import Caches, Progress, task_body
 
-MAX_CONSECUTIVE_FAILURES = 10
+SECONDS_TO_STOP = (
+    2  # before Tune kills an actor that still trains when the sweep is interrupted (its default: 10)
+)
 
 
 class Bridge:
@@ -32,27 +38,58 @@ class Bridge:
         self.caches, self.settings = caches, {**settings, "cache": str(caches.root)}
         self.tasks: dict[str, Task] = {}
         self.interrupted = False
+        self.preparing = False
+        self.problem: OSError | ValueError | None = None  # why no trial can go on
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles what it is given into its records, and none of this belongs there."""
         return {}
 
     def interrupt(self) -> None:
+        """Start no further trial. Raises KeyboardInterrupt where data is being prepared, which may take hours."""
         self.interrupted = True
         self.progress.interrupted()
+        if self.preparing:
+            raise KeyboardInterrupt
+
+    @property
+    def over(self) -> bool:
+        """Whether the run ends here, with trials left: nothing that is heard of them now counts."""
+        return self.interrupted or self.problem is not None
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """What the block writes may find the disk full: then the run ends, and no trial is to blame."""
+        try:
+            yield
+        except StoreFullError as error:
+            self.problem = self.problem or error
 
     def next_config(self, tune_id: str) -> dict[str, Any] | str | None:
-        if self.interrupted:
-            return Searcher.FINISHED
+        config: dict[str, Any] | str | None = Searcher.FINISHED
+        if not self.over:
+            with self.recording():
+                config = self._next_config(tune_id)
+        return Searcher.FINISHED if self.over else config
+
+    def _next_config(self, tune_id: str) -> dict[str, Any] | str | None:
         if len(self.tasks) >= self.slots:
             return None
         task = self.study.next_task()
         if isinstance(task, str):
             return Searcher.FINISHED if task == "done" and not self.tasks else None
+        self.preparing = True
+        try:
+            self.caches.ensure(task)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            return None
+        finally:
+            self.preparing = False
+        config = self._config(task)
         self.tasks[tune_id] = task
-        self.caches.ensure(task)
         self.progress.started(task)
-        return self._config(task)
+        return config
 
     def _config(self, task: Task) -> dict[str, Any]:
         """Axes as plain columns for Tune's own tools, our task under one key."""
@@ -69,22 +106,48 @@ class Bridge:
     def reported(self, tune_id: str, row: dict[str, Any]) -> bool:
         """Whether the trial goes on."""
         task = self.tasks.get(tune_id)
-        if task is None or task.kind != "train":
+        if task is None or task.kind != "train" or self.over:
             return True
-        action = self.study.reported(task.trial.id, row)
+        action: Action = "continue"
+        with self.recording():
+            action = self.study.reported(task.trial.id, row)
         self.progress.reported(task, row, action)
         return action == "continue"
 
     def ended(self, tune_id: str, error: str | None = None) -> None:
         task = self.tasks.pop(tune_id, None)
-        if task is None:
+        if task is None or self.over:
             return
-        if self.interrupted:
+        if error is not None and (problem := _not_the_trial(error)):
+            self.problem = problem
             return
-        if task.kind == "train":
-            out_of_memory = error is not None and ("OutOfMemory" in error or "out_of_memory" in error)
-            self.study.ended(task.trial.id, error, out_of_memory)
+        with self.recording():
+            if task.kind == "train":
+                self.study.ended(task.trial.id, error, error is not None and is_memory(error))
+            else:
+                self.study.tested(task.trial.id, error)
         self.progress.ended(task, error)
+
+    def look_for_lost(self, trials: list[TuneTrial]) -> None:
+        """Hear of trials Tune ended without telling anybody (an actor that was not ready to be reused in time)."""
+        if self.tasks:
+            for trial in trials:
+                if trial.trial_id in self.tasks and trial.status in (TuneTrial.ERROR, TuneTrial.TERMINATED):
+                    self.ended(trial.trial_id, _error_text(trial))
+
+
+def _not_the_trial(error: str) -> OSError | ValueError | None:
+    """The problem behind a worker's error that every other trial would have too, out of Ray's text of it."""
+    if full := re.search(r"StoreFullError: \[Errno (\d+)\] ([^\n]+)", error):
+        return StoreFullError(int(full[1]), full[2])
+    if other := re.search(r"SourcesDifferError: ([^\n]+)", error):
+        return SourcesDifferError(other[1])
+    return None
+
+
+def is_memory(error: str) -> bool:
+    """Whether a worker's error says that memory was short: our own word, or Ray's memory monitor's."""
+    return "OutOfMemory" in error or "running low on memory" in error
 
 
 class PlannerSearcher(Searcher):
@@ -118,6 +181,11 @@ class RungScheduler(FIFOScheduler):
         super().__init__()
         self.bridge = bridge
 
+    def on_trial_add(self, tune_controller: TuneController, trial: TuneTrial) -> None:
+        super().on_trial_add(tune_controller, trial)
+        # Actors that end by themselves are not killed before; this is for those in mid-training at an interrupt.
+        tune_controller._actor_force_cleanup_timeout = SECONDS_TO_STOP
+
     def on_trial_result(
         self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]
     ) -> str:
@@ -137,10 +205,35 @@ class EndCallback(Callback):
         self.bridge.ended(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        _raise_if_lost()  # then no trial is to blame
         self.bridge.ended(trial.trial_id, _error_text(trial))
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        _raise_if_lost()
+        self.bridge.look_for_lost(trials)
         self.bridge.progress.tick()
+
+
+class _Lost(BaseException):
+    """Passes Tune's own handling of errors, which would wait for the dead to answer."""
+
+
+def _raise_if_lost() -> None:
+    if lost := lost_processes():
+        raise _Lost(", ".join(lost))
+
+
+class HaltStopper(Stopper):
+    """Ends the run when no trial can go on."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self.bridge = bridge
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.bridge.problem is not None
 
 
 def _error_text(trial: TuneTrial) -> str:
@@ -159,13 +252,18 @@ def run_study(
     root: Path,
     progress: Progress,
     caches: Caches,
+    trainable: Callable[[dict[str, Any]], None] = fabric_trial,
 ) -> bool:
-    """Run a study to its end inside an initialised Ray; False when it was interrupted."""
+    """Run a study to its end inside an initialised Ray; False when it was interrupted.
+
+    `trainable` does a task inside a worker. Raises StoreFullError when nothing more can be recorded,
+    SourcesDifferError when a worker runs other code, ClusterLostError when Ray dies; the same call goes on later.
+    """
     number = 1 + max((int(p.name) for p in (root / "tune").glob("[0-9]*") if p.name.isdigit()), default=0)
     bridge = Bridge(study, slots, progress, caches, {"invocation": number, "source_hash": source_hash()})
     resources = {"cpu": cpus, **({"gpu": gpus} if gpus else {})}
     tuner = tune.Tuner(
-        tune.with_resources(fabric_trial, resources),
+        tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
             search_alg=PlannerSearcher(bridge),
             scheduler=RungScheduler(bridge),
@@ -178,12 +276,21 @@ def run_study(
             name=str(number),
             storage_path=str((root / "tune").resolve()),
             callbacks=[EndCallback(bridge)],
+            stop=HaltStopper(bridge),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )
-    with clean_stop(bridge.interrupt):
-        tuner.fit()
+    try:
+        with clean_stop(bridge.interrupt), told_when_full(root):
+            tuner.fit()
+    except _Lost as lost:
+        raise ClusterLostError(
+            f"Ray's {lost} ended under the sweep (killed, or out of memory?). No finished trial is lost; "
+            "the same command goes on"
+        ) from None
+    if bridge.problem is not None:
+        raise bridge.problem
     return not bridge.interrupted
 
 

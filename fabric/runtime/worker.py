@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import fabric.evaluate.lm
+import fabric.evaluate.lm  # (preloaded with torch, so that a first step waits for no import)
 import fabric.train.loop
 import models.decoder  # noqa: F401
 from fabric.data import TokenCache
 from fabric.planning.trial import TrialSpec
+from fabric.runtime.connect import ROOT, SourcesDifferError, source_hash
 from fabric.store import Store
 from fabric.train.directive import Continue, Directive
 
@@ -25,10 +26,13 @@ def fabric_trial(config: dict[str, Any]) -> None:
     """
     from ray import tune
 
+    # Also where the cluster's environment was not ours to set: a slow end must not cost the next trial its actor.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
     task = config["task"]
     if task["source_hash"] != _own_hash():
-        raise RuntimeError(
-            "this worker runs other sources than the driver; start the cluster with the same version"
+        raise SourcesDifferError(
+            f"a worker runs other sources than the driver (they are at {ROOT} there): were they edited while the "
+            "sweep ran? Run the same command again, on a cluster with the same version"
         )
     os.environ["RAYON_NUM_THREADS"] = str(task["threads"])
 
@@ -42,12 +46,12 @@ def fabric_trial(config: dict[str, Any]) -> None:
 def perform(task: Mapping[str, Any], report: Any) -> None:
     """Do a task with any `report` function; the inline runner uses it without Ray."""
     record = Store(task["store"]).trial(task["trial"])
-    body = record.spec()
-    if body is None:
+    if record.spec() is None:
         raise RuntimeError(
             f"{record.prefix}/trial.json is missing below {task['store']}: is the folder shared?"
         )
-    spec = TrialSpec.model_validate(body)
+    # As this run wants it measured; the record's own copy is of the run that first planned the trial.
+    spec = TrialSpec.model_validate_json(task["spec"])
     cache = token_cache(task["cache"], spec.data_key)
     if task["kind"] == "test":
         from fabric.evaluate.test import read_test_split
@@ -74,8 +78,6 @@ def token_cache(root: str, key: str) -> TokenCache:
 
 
 def _own_hash() -> str:
-    from fabric.runtime.connect import source_hash
-
     if "hash" not in _HASH:
         _HASH["hash"] = source_hash()
     return _HASH["hash"]

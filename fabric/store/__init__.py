@@ -1,6 +1,7 @@
 """Run records: atomic, append-only, the single truth for resume and dedupe."""
 
 from fabric.store.lock import LockedError, driver_lock
+from fabric.store.objects import StoreFullError, told_when_full
 from fabric.store.store import (
     FAILED,
     FINISHED,
@@ -24,7 +25,9 @@ __all__ = [
     "LockedError",
     "Status",
     "Store",
+    "StoreFullError",
     "TrialRecord",
     "driver_lock",
     "dump_json",
+    "told_when_full",
 ]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+PATIENCE = 0.5  # seconds; `fabric status` holds the lock for an instant to see whether a driver lives
 
 
 class LockedError(RuntimeError):
@@ -23,15 +26,26 @@ def driver_lock(root: Path) -> Iterator[None]:
     root.mkdir(parents=True, exist_ok=True)
     path = root / "driver.lock"
     with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _taken(file.fileno()):
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise LockedError(
                 f"{root} is in use by {holder}. Wait for it, stop it, or choose another --out folder."
-            ) from None
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def _taken(descriptor: int) -> bool:
+    """Try to lock for `PATIENCE` seconds; whether it worked."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)

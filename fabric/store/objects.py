@@ -6,10 +6,34 @@ object storage offers too, so the layout above works there unchanged.
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
+
+
+class StoreFullError(OSError):
+    """The disk below a store takes no more: full, over its quota, or read-only. No trial is to blame."""
+
+
+@contextmanager
+def told_when_full(root: Path) -> Iterator[None]:
+    """Turn the system's word for a full disk into one that says which, and what to do. Raises StoreFullError."""
+    try:
+        yield
+    except StoreFullError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        what = (
+            f"{os.strerror(error.errno)}: nothing more can be written below {root}. Nothing recorded is lost"
+        )
+        raise StoreFullError(error.errno, f"{what}; make room, then the same command goes on") from None
 
 
 class Objects(Protocol):
@@ -38,6 +62,10 @@ class LocalObjects:
         self.root = Path(root)
 
     def _write_temporary(self, target: Path, data: bytes) -> Path:
+        with told_when_full(self.root):
+            return self._write_flushed(target, data)
+
+    def _write_flushed(self, target: Path, data: bytes) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
@@ -52,7 +80,9 @@ class LocalObjects:
 
     def put(self, key: str, data: bytes) -> None:
         target = self.root / key
-        os.replace(self._write_temporary(target, data), target)
+        temporary = self._write_temporary(target, data)
+        with told_when_full(self.root):
+            os.replace(temporary, target)
 
     def create(self, key: str, data: bytes) -> bool:
         target = self.root / key
@@ -60,7 +90,8 @@ class LocalObjects:
             return False
         temporary = self._write_temporary(target, data)
         try:
-            os.link(temporary, target)
+            with told_when_full(self.root):
+                os.link(temporary, target)
         except FileExistsError:
             return False
         finally:
@@ -88,8 +119,6 @@ class LocalObjects:
         return sorted(found)
 
     def delete(self, prefix: str) -> None:
-        import shutil
-
         target = self.root / prefix
         if target.is_dir():
             # Renamed first, so that a reader never meets half a checkpoint.

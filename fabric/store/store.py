@@ -78,6 +78,7 @@ class Attempt:
         self.prefix = f"{record.prefix}/attempts/{number}"
         self._segment = 0
         self._heartbeat = 0
+        self._checkpoints: list[str] = []  # prefixes, oldest first: an attempt's process writes them all
 
     def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows as a new numbered segment (one atomic object); nothing is written for no rows."""
@@ -120,9 +121,25 @@ class Attempt:
     ) -> None:
         """Write the files, then the manifest that makes them a checkpoint; then drop all but `keep_last`.
 
-        Files from a generator are in memory one at a time.
+        Files from a generator are in memory one at a time. Where the disk is full the half-written one is removed.
         """
         prefix = f"{self.prefix}/checkpoints/{step:010d}"
+        try:
+            self._write_checkpoint(prefix, step, files, meta)
+        except OSError:
+            self.record.objects.delete(prefix)
+            raise
+        self._checkpoints.append(prefix)
+        while len(self._checkpoints) > keep_last:
+            self.record.objects.delete(self._checkpoints.pop(0))
+
+    def _write_checkpoint(
+        self,
+        prefix: str,
+        step: int,
+        files: Mapping[str, bytes] | Iterable[tuple[str, bytes]],
+        meta: Mapping[str, Any],
+    ) -> None:
         hashes = {}
         for name, data in files.items() if isinstance(files, Mapping) else files:
             self.record.objects.put(f"{prefix}/{name}", data)
@@ -134,9 +151,6 @@ class Attempt:
             "meta": dict(meta),
         }
         self.record.objects.put(f"{prefix}/manifest.json", dump_json(manifest, indent=1))
-        mine = [c for c in self.record.checkpoints() if c.attempt == self.number]
-        for old in mine[: max(0, len(mine) - keep_last)]:
-            self.record.objects.delete(old.prefix)
 
 
 class TrialRecord:

@@ -14,6 +14,8 @@ from torch import Tensor
 IGNORED = -100
 # Logits of more elements than this (64 MiB in fp32) are never whole in memory.
 WHOLE_LOGITS = 2**24
+# On a CPU a chunk of logits (1 MiB in fp32) stays in the cache through all that is done with it.
+CACHED_LOGITS, FEWEST_ROWS = 2**18, 128
 
 
 def sum_nll(model: Any, input_ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
@@ -23,8 +25,9 @@ def sum_nll(model: Any, input_ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
     """
     targets_N = targets_BT.reshape(-1)
     hidden_ND, weight_VD = model.hidden(input_ids_BT).flatten(0, 1), model.lm_head_weight
-    if targets_N.numel() * weight_VD.shape[0] > WHOLE_LOGITS:
-        return sum_nll_in_chunks(hidden_ND, weight_VD, targets_N)
+    size = rows_at_once(weight_VD.shape[0], weight_VD.device.type)
+    if targets_N.numel() > size:
+        return sum_nll_in_chunks(hidden_ND, weight_VD, targets_N, size * weight_VD.shape[0])
     logits_NV = F.linear(hidden_ND, weight_VD)
     return F.cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORED, reduction="sum")
 
@@ -46,12 +49,20 @@ def nll_per_token(model: Any, input_ids_BT: Tensor, targets_BT: Tensor) -> Tenso
         hidden_ND = model.hidden(input_ids_BT).flatten(0, 1)
         weight_VD = model.lm_head_weight
         targets_N = targets_BT.reshape(-1)
-        size = _chunk_rows(weight_VD.shape[0], WHOLE_LOGITS)
+        size = rows_at_once(weight_VD.shape[0], weight_VD.device.type)
         parts = [
             F.cross_entropy(F.linear(h_CD, weight_VD).float(), t_C, ignore_index=IGNORED, reduction="none")
             for h_CD, t_C in zip(hidden_ND.split(size), targets_N.split(size))
         ]
         return torch.cat(parts).reshape(targets_BT.shape)
+
+
+def rows_at_once(vocab_size: int, device: str) -> int:
+    """Rows whose logits are computed together; more than there are means all."""
+    most = _chunk_rows(vocab_size, WHOLE_LOGITS)
+    if device != "cpu" or torch.compiler.is_compiling():  # compiled code fuses what follows the product
+        return most
+    return min(most, max(FEWEST_ROWS, _chunk_rows(vocab_size, CACHED_LOGITS)))
 
 
 def _chunk_rows(vocab_size: int, chunk_elements: int) -> int:
@@ -80,20 +91,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, hidden_ND.shape[0], size):
                 h_CD, t_C = hidden_ND[start : start + size], targets_N[start : start + size]
                 logits_CV = F.linear(h_CD, weight_VD).float()
-                lse_C = logits_CV.logsumexp(-1)
-                scored_C = t_C != IGNORED
+                scored_C1 = (t_C != IGNORED).unsqueeze(-1)
                 index_C1 = t_C.clamp(min=0).unsqueeze(-1)
-                nll_C = lse_C - logits_CV.gather(-1, index_C1).squeeze(-1)
-                total += nll_C.masked_fill(~scored_C, 0.0).sum()
+                p_CV = logits_CV.softmax(-1)
+                # The largest logit's own probability is never small: log-sum-exp without another exponential.
+                lse_C1 = logits_CV.amax(-1, keepdim=True) - p_CV.amax(-1, keepdim=True).log()
+                nll_C1 = lse_C1 - logits_CV.gather(-1, index_C1)
+                total += nll_C1.masked_fill_(~scored_C1, 0.0).sum()
                 if not (need_h or need_w):
                     continue
-                d_CV = logits_CV.sub_(lse_C.unsqueeze(-1)).exp_()
-                d_CV.scatter_add_(-1, index_C1, -torch.ones_like(index_C1, dtype=torch.float32))
-                d_CV.masked_fill_(~scored_C.unsqueeze(-1), 0.0)
-                d_CV = d_CV.to(dtype)
+                # Rows that do not count are struck out of the narrow factors, not of the wide one.
+                d_CV = p_CV.scatter_add_(-1, index_C1, -torch.ones_like(index_C1, dtype=torch.float32)).to(
+                    dtype
+                )
                 if d_hidden_ND is not None:
-                    d_hidden_ND[start : start + size] = d_CV @ weight_VD
+                    d_h_CD = torch.mm(d_CV, weight_VD, out=d_hidden_ND[start : start + size])
+                    d_h_CD.masked_fill_(~scored_C1, 0.0)
                 if d_weight_VD is not None:
+                    h_CD = h_CD.masked_fill(~scored_C1, 0.0)
                     if dtype == torch.float32:
                         d_weight_VD.addmm_(d_CV.T, h_CD)
                     else:

@@ -175,20 +175,20 @@ def test_the_order_of_seeds_and_a_shift_of_all_change_no_verdict(y, order):
 @pytest.mark.parametrize("n_arms", [3, 4])
 def test_under_the_null_nothing_is_adopted_more_than_alpha(n_arms, n_seeds):
     """Whole rule: spread test, pooling, Holm. (Two-sided at 0.05, so that false adoptions come to about 0.03.)"""
-    adopted = [study(y).winner != "0" for y in draws(1200, n_arms, n_seeds, seed=n_arms * 10 + n_seeds)]
+    adopted = [study(y).winner != "0" for y in draws(800, n_arms, n_seeds, seed=n_arms * 10 + n_seeds)]
     assert np.mean(adopted) <= 0.05
 
 
 @pytest.mark.parametrize("stds", [(1, 1, 1, 3), (3, 1, 1, 1), (1, 1, 1, 10)])
 def test_under_the_null_with_unequal_spread(stds):
-    adopted = [study(y).winner != "0" for y in draws(1200, 4, 3, seed=5, stds=list(stds))]
+    adopted = [study(y).winner != "0" for y in draws(800, 4, 3, seed=5, stds=list(stds))]
     assert np.mean(adopted) <= 0.06
 
 
 @pytest.mark.parametrize("n_seeds", [3, 5])
 def test_adoption_for_cost_is_safe(n_seeds):
     """Cheaper arms truly 3 seed deviations worse, at the margin that just forbids them and at a smaller one."""
-    y = draws(1000, 4, n_seeds, seed=7, shifts=[0, 3, 3, 3])
+    y = draws(700, 4, n_seeds, seed=7, shifts=[0, 3, 3, 3])
     at_margin = [study(v, margin=3.0, state=(2.0, 1.0)).winner != "0" for v in y]
     below = [study(v, margin=1.0, state=(2.0, 1.0)).winner != "0" for v in y]
     assert np.mean(at_margin) <= 0.05

@@ -91,7 +91,10 @@ def test_equal_spread_is_pooled_and_unequal_is_not():
     for name, stds in levels.items():
         noise = rng.standard_normal((300, 4, 5)) * np.array(stds)[None, :, None]
         share[name] = np.mean(
-            [stats.pooled_residual({str(a): dict(enumerate(v)) for a, v in enumerate(y)}).allowed for y in noise]
+            [
+                stats.pooled_residual({str(a): dict(enumerate(v)) for a, v in enumerate(y)}).allowed
+                for y in noise
+            ]
         )
     assert share["equal"] == pytest.approx(0.8, abs=0.07)
     assert share["unequal"] < 0.1

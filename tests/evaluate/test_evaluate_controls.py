@@ -164,8 +164,8 @@ def test_scores_are_those_of_single_sentences(cache, model, tmp_path):
                 assert nats == pytest.approx(single[ids], rel=1e-6)
             expected = np.mean(
                 [
-                    single[tuple([tokenizer.eos_id, *tokenizer.encode(r["sentence_good"])])]
-                    < single[tuple([tokenizer.eos_id, *tokenizer.encode(r["sentence_bad"])])]
+                    single[(tokenizer.eos_id, *tokenizer.encode(r["sentence_good"]))]
+                    < single[(tokenizer.eos_id, *tokenizer.encode(r["sentence_bad"]))]
                     for r in rows
                 ]
             )

@@ -236,6 +236,7 @@ def test_equal_numbers_are_spelt_alike_and_others_are_not():
 def test_every_field_of_a_search_has_a_canonical_form():
     search = JobConfig.model_validate(
         {"schema": 1, "name": "x", "base": {"model": {}, **{k: body()[k] for k in ("data", "train")}},
-         "search": {"mode": "grid", "axes": [{"path": "model.mixer", "values": [None, {"kind": "m"}, [1, 2.5, "x"]]}]}}
+         "search": {"mode": "grid",
+                    "axes": [{"path": "model.mixer", "values": [None, {"kind": "mha"}, [1, 2.5, "x"]]}]}}
     ).search  # fmt: skip
     assert json.loads(canonical_json(described(search)))["axes"][0]["values"][2] == [1, 2.5, "x"]
