@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ["job", "planning", "data", "train", "evaluate", "store", "analysis", "runtime"]
+ROOMS = ["bench", "job", "planning", "data", "train", "evaluate", "store", "analysis", "runtime"]
 READMES = [ROOT / "fabric" / r / "README.md" for r in ROOMS] + [
     ROOT / r / "README.md" for r in ("models", "kernels")
 ]
