@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import fabric.evaluate.lm  # (preloaded with torch, so that a first step waits for no import)
+# Preloaded with torch, so that a first step waits for no import (optimizers load the compiler at their first use).
+import fabric.evaluate.final
 import fabric.train.loop
 import models.decoder  # noqa: F401
 from fabric.data import TokenCache
