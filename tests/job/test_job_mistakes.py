@@ -347,7 +347,7 @@ def spoiled(draw: Any) -> str:
     return yaml.safe_dump(body, sort_keys=False, allow_unicode=True)
 
 
-@settings(deadline=None, derandomize=True, max_examples=300, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, derandomize=True, max_examples=150, suppress_health_check=list(HealthCheck))
 @given(text=spoiled())
 def test_a_spoiled_job_is_planned_or_explained_and_nothing_else(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "spoiled.yaml"
