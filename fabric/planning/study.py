@@ -354,6 +354,8 @@ class Study:
         if status is not None and status.state == FINISHED:
             trial.state, trial.end = "ended", "finished"
             self._values_from(trial, record.metrics() if trial.rungs else [])
+            if not self.dry and status.attempt > 1:
+                record.drop_older_checkpoints()
         elif trial.state == "leaving":
             trial.state = "paused"
         elif trial.state == "running":

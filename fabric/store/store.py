@@ -234,6 +234,14 @@ class TrialRecord:
             files[name] = data
         return files
 
+    def drop_older_checkpoints(self) -> None:
+        """Drop the checkpoints of attempts before a finished one: nothing goes on from them any more."""
+        status = self.status()
+        if status is not None and status.state == FINISHED:
+            for checkpoint in self.checkpoints():
+                if checkpoint.attempt != status.attempt:
+                    self.objects.delete(checkpoint.prefix)
+
     def metrics(self) -> list[dict[str, Any]]:
         """The trial's rows in order of step, one a step: an attempt's rows replace earlier ones from its start on."""
         rows: list[dict[str, Any]] = []
