@@ -288,7 +288,7 @@ def _explained(error: Exception) -> int | None:
     if show is not None:
         show()
         return int(getattr(error, "exit_code", 2))
-    if isinstance(error, (ValueError, OSError)) or type(error).__name__ == "LockedError":
+    if isinstance(error, (ValueError, OSError)) or type(error).__name__ in ("LockedError", "OutOfMemory"):
         from pydantic import ValidationError
 
         if isinstance(error, ValidationError):

@@ -60,7 +60,8 @@ def load_trained(target: str | Path) -> Trained:
     body, found = record.spec(), newest_checkpoint(record)
     if body is None or found is None:
         raise ValueError(f"trial {record.id} has no complete checkpoint; run its sweep again")
-    spec = TrialSpec.model_validate(body)
+    # Wherever it was trained, it is used here: on the CPU.
+    spec = TrialSpec.model_validate({**body, "device": "cpu"})
     tokens = store.root.parent / ".cache" / "tokens" / spec.data_key
     return Trained(record, spec, load_model(spec, found[1]), TokenCache.open(tokens).tokenizer())
 
@@ -108,9 +109,13 @@ def export(target: str | Path, out: str | Path) -> Path:
     import models
 
     trained = load_trained(target)
+    converted = models.to_hf(trained.model)
+    eos_id = trained.tokenizer.eos_id
+    converted.config.bos_token_id = converted.config.eos_token_id = eos_id
+    converted.generation_config.bos_token_id = converted.generation_config.eos_token_id = eos_id
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    models.to_hf(trained.model).save_pretrained(folder)
+    converted.save_pretrained(folder)
     store, record = find_trial(target)
     tokens = store.root.parent / ".cache" / "tokens" / trained.spec.data_key
     (folder / "tokenizer.json").write_text((tokens / "tokenizer.json").read_text())

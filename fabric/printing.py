@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,16 @@ MOST_ROWS = 60
 
 
 def print_json(value: Any) -> None:
-    """Plain JSON on stdout, nothing else."""
-    print(json.dumps(value, indent=1, default=str))
+    """Plain JSON on stdout, nothing else; NaN, which JSON does not know, as null."""
+    from fabric.store import dump_json
+
+    print(dump_json(value, indent=1).decode())
+
+
+def _console() -> Console:
+    """A console that takes names and messages as they are (`search.axes[0]` is no markup) and never cuts a line."""
+    width = None if sys.stdout.isatty() else 200
+    return Console(markup=False, highlight=False, width=width, soft_wrap=True)
 
 
 def _table(*columns: str) -> Table:
@@ -34,9 +43,9 @@ def _table(*columns: str) -> Table:
 
 def print_plan(plan: Plan) -> None:
     """Trials, arms and estimates of a plan."""
-    console = Console()
+    console = _console()
     scale = f" at scale {plan.scale}" if plan.scale else ""
-    console.print(f"[bold]{plan.job}[/bold]{scale}, study {plan.study}")
+    console.print(f"{plan.job}{scale}, study {plan.study}", style="bold")
     trials = _table("phase", "arm", "role", "point", "seed", "trial", "tokens", "state")
     for row in plan.trials[:MOST_ROWS]:
         tokens = human_count(row.tokens)
@@ -57,12 +66,12 @@ def print_plan(plan: Plan) -> None:
         )  # fmt: skip
     console.print(arms)
     for warning in plan.warnings:
-        console.print(f"[yellow]warning:[/yellow] {warning}")
+        console.print(f"warning: {warning}", style="yellow")
     n_new = sum(r.state not in ("finished", "duplicate", "stopped") for r in plan.trials)
     console.print(f"{n_new} trials to train, {plan.slots} at once (limit: {plan.limit})")
     speed = f"{human_count(plan.speed)}FLOP/s a trial, from {plan.speed_from}"
     console.print(f"about {human_seconds(plan.eta_seconds)} for {human_count(plan.flops)}FLOPs ({speed})")
-    console.print(f"checkpoints take {human_bytes(plan.disk_bytes)} of disk for the trials known")
+    console.print(f"records and checkpoints take {human_bytes(plan.disk_bytes)} of disk")
     detectable = (
         "unknown (no earlier runs of this size)" if plan.detectable is None else f"{plan.detectable:.4f} nats"
     )
@@ -116,7 +125,12 @@ def results_json(found: Results) -> str:
     """A study's table and decisions as JSON."""
     from fabric.analysis.render import to_json
 
-    head = {"job": found.job, "study": found.study, "scale": found.scale, "decisions": found.decisions}
+    head: dict[str, Any] = {
+        "job": found.job,
+        "study": found.study,
+        "scale": found.scale,
+        "decisions": found.decisions,
+    }
     head |= {"adopted": found.adopted, "warnings": found.warnings}
     head["scaling"] = found.scaling.to_json() if found.scaling else None
     return json.dumps({**head, "arms": json.loads(to_json(found.arms))}, indent=1)
@@ -144,7 +158,7 @@ def print_status(found: list[TrialStatus]) -> None:
     for s in found:
         loss = "" if s.val_loss is None else f"{s.val_loss:.4f}"
         table.add_row(s.id, s.state, str(s.step), str(s.attempts), loss, s.reason)
-    console = Console()
+    console = _console()
     console.print(table)
     states = [s.state for s in found]
     console.print(", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))

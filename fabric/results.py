@@ -131,10 +131,12 @@ def _why(reason: dict[str, Any] | Any) -> str:
 
 
 def _driver_alive(root: Path) -> bool:
-    """Whether a sweep holds the folder's lock."""
+    """Whether a sweep holds the folder's lock; looks without making one."""
     try:
-        with open(root / "driver.lock", "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(root / "driver.lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
     except OSError:
-        return (root / "driver.lock").exists()
+        return True
     return False

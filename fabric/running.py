@@ -11,6 +11,7 @@ from fabric.job.document import JobError
 from fabric.job.load import Job, load_job
 from fabric.job.units import human_count
 from fabric.planning.expand import Arm, arms_of_phase, arms_of_search, nuisance_points
+from fabric.planning.match import matched_configuration
 from fabric.planning.trial import TrialSpec
 from fabric.store import Store
 from fabric.sweeping import JobSource, cache_root, out_root, worker_threads
@@ -34,7 +35,10 @@ def run(
     store as a sweep's, so a later sweep takes the trial over. Raises JobError for an unknown arm.
     """
     loaded = load_job(job, scale, overrides)
-    configuration = loaded.configure(_arm(loaded, arm).overrides)
+    if not 0 <= seed < 2**63:
+        raise JobError([f"seed {seed}: allowed are 0 to 2**63 - 1"])
+    chosen = loaded.configure(_arm(loaded, arm).overrides)
+    configuration, _ = matched_configuration(loaded, chosen, loaded.configure())
     spec = TrialSpec(
         model=configuration.model,
         data=configuration.data,
@@ -68,7 +72,7 @@ def _arm(job: Job, name: str | None) -> Arm:
     else:
         arms = arms_of_search(job)
     arms += nuisance_points(job)
-    by_name = {a.name: a for a in reversed(arms)}
+    by_name = {a.name: a for a in reversed(arms) if a.name}
     if name not in by_name:
         close = nearest(name, list(by_name))
         hint = f"; did you mean {close!r}?" if close else ""

@@ -108,12 +108,13 @@ class Caches:
 
 
 def task_body(study: Study, task: Task, **settings: Any) -> dict[str, Any]:
-    """What a worker is told: plain data; the specification itself it reads from the store."""
+    """What a worker is told: plain data. The specification is text: one column in Tune's own tables."""
     trial = task.trial
     study.store.trial(trial.id).write_spec(trial.spec.model_dump(mode="json"))
     return {
         "kind": task.kind,
         "trial": trial.id,
+        "spec": trial.spec.model_dump_json(),
         "store": str(study.store.root),
         "rungs": list(trial.rungs),
         "threads": trial.spec.threads,

@@ -32,11 +32,14 @@ def _figure(width: float, height: float) -> Any:
 
 
 def plot(rows: Sequence[ArmRow], path: Path | str) -> None:
-    """Write a figure (format by the path's ending): mean and 95 % interval per arm, one panel a phase.
+    """Write a figure (format by the path's ending): mean and 95 % intervals per arm, one panel a phase.
 
-    The grey band is the baseline's mean ± one standard deviation over seeds, drawn from three seeds on. Small dots
-    are seeds; hollow ones are runs that were stopped early, at their last loss, which no mean holds. A filled
-    triangle marks the arm a phase adopts. Raises ValueError when no arm has a result.
+    The thick bar is the paired difference's interval, drawn from the baseline's mean: it clears the baseline's line
+    exactly when the verdict is better or worse. The thin bar is the interval of the arm's mean, which also holds
+    what all arms' seeds have in common. The grey band is the baseline's mean ± one standard deviation over seeds,
+    drawn from three seeds on. Small dots are seeds; hollow ones are runs that were stopped early, at their last
+    loss, which no mean holds. A filled triangle marks the arm a phase adopts. Raises ValueError when no arm has a
+    result.
     """
     shown = [r for r in rows if r.result or r.censored]
     if not shown:
@@ -51,7 +54,9 @@ def plot(rows: Sequence[ArmRow], path: Path | str) -> None:
     info = metric_info(shown[0].metric)
     name = "validation loss" if shown[0].metric == "val_loss" else shown[0].metric
     unit = f" ({info.unit})" if info and info.unit else ""
-    axes[-1].set_xlabel(f"{name}{unit}: mean and 95 % interval over seeds", fontsize=9)
+    axes[-1].set_xlabel(
+        f"{name}{unit}: mean; 95 % intervals of it (thin) and of the paired difference (thick)", fontsize=9
+    )
     _legend(figure, shown)
     figure.savefig(str(path), dpi=160)
 
@@ -63,7 +68,7 @@ def _panel(axis: Any, phase: str, arms: Sequence[ArmRow]) -> None:
     if base:
         axis.axvline(base.mean, color=LINE, lw=0.8, ls=(0, (4, 3)), zorder=1)
     for y, row in enumerate(arms):
-        _arm(axis, y, row)
+        _arm(axis, y, row, base.mean if base else None)
     names = arm_names(arms)
     title = phase if names.head == "arm" else f"{phase}   ({names.head.replace(chr(10), ' ')})"
     axis.set_title(title, loc="left", fontsize=9, fontweight="bold", pad=3)
@@ -80,7 +85,7 @@ def _panel(axis: Any, phase: str, arms: Sequence[ArmRow]) -> None:
     axis.spines["bottom"].set_color(LINE)
 
 
-def _arm(axis: Any, y: int, row: ArmRow) -> None:
+def _arm(axis: Any, y: int, row: ArmRow, base_mean: float | None) -> None:
     colour = COLOURS.get(row.verdict, NEUTRAL)
     axis.plot(list(row.values.values()), [y] * len(row.values), "o", ms=2.6, color=colour, alpha=0.4, mew=0)
     losses = [loss for _, loss in row.censored] if row.metric == "val_loss" else []
@@ -89,7 +94,11 @@ def _arm(axis: Any, y: int, row: ArmRow) -> None:
         return
     r = row.result
     if r.n >= MIN_SEEDS and r.low is not None and r.high is not None:
-        axis.plot([r.low, r.high], [y, y], "-", color=colour, lw=1.8, solid_capstyle="butt", zorder=3)
+        axis.plot([r.low, r.high], [y, y], "-", color=colour, lw=0.9, alpha=0.7, zorder=3)
+    c = row.comparison
+    if base_mean is not None and c and c.low is not None and c.high is not None:
+        ends = [base_mean + c.low, base_mean + c.high]
+        axis.plot(ends, [y, y], "-", color=colour, lw=3.2, solid_capstyle="butt", zorder=3)
     axis.plot([r.mean], [y], "o", ms=6.5, color=colour, mec="white", mew=0.8, zorder=4)
     if row.winner:
         axis.plot([1.012], [y], "<", ms=6, color=colour, transform=axis.get_yaxis_transform(), clip_on=False)

@@ -23,6 +23,7 @@ MIN_SIZES = 4
 DRAWS = 400
 ROBUST_SCALE = 0.02  # in log L: points further off the curve than 2 % count less than squarely
 ALPHAS = np.geomspace(0.02, 2.5, 120)
+FINE = 81  # alphas tried between the neighbours of the grid's best
 DRAW_SEED = 20260101
 
 
@@ -222,15 +223,29 @@ def _fit(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> tuple[float, float
 
 
 def _fit_all(x: np.ndarray, y_RN: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(E, A, alpha) of every row of losses [row, size]: the alpha of the grid whose linear fit is closest.
+    """(E, A, alpha) of every row of losses [row, size]: the alpha whose linear fit is closest.
 
+    Found on a grid and again between its neighbours there: where E is 0, alpha's interval is narrower than the grid.
     Squared relative errors are weighed, E and A kept at 0 or above.
     """
-    middle = math.exp(float(np.log(x).mean()))
-    f_GN = (x / middle) ** -ALPHAS[:, None]
+    log_ratio = np.log(x) - float(np.log(x).mean())
+    _, _, alpha_R = _closest(log_ratio, y_RN, counts, np.tile(ALPHAS, (len(y_RN), 1)))
+    step = ALPHAS[1] / ALPHAS[0]
+    E_R, F_R, alpha_R = _closest(
+        log_ratio, y_RN, counts, alpha_R[:, None] * np.geomspace(1 / step, step, FINE)
+    )
+    return np.stack([E_R, F_R * np.exp(alpha_R * np.log(x).mean()), alpha_R], axis=1)
+
+
+def _closest(
+    log_ratio: np.ndarray, y_RN: np.ndarray, counts: np.ndarray, alpha_RG: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """E, the falling part at the middle size, and alpha: the best of each row's own alphas, solved in closed form."""
+    f_RGN = np.exp(-alpha_RG[:, :, None] * log_ratio)
     w_RN = counts / np.square(y_RN)
     s1, sy = w_RN.sum(1)[:, None], (w_RN * y_RN).sum(1)[:, None]
-    sf, sff, sfy = w_RN @ f_GN.T, w_RN @ np.square(f_GN).T, (w_RN * y_RN) @ f_GN.T
+    sf, sff = np.einsum("rgn,rn->rg", f_RGN, w_RN), np.einsum("rgn,rn->rg", np.square(f_RGN), w_RN)
+    sfy = np.einsum("rgn,rn->rg", f_RGN, w_RN * y_RN)
     syy = (w_RN * np.square(y_RN)).sum(1)[:, None]
     F = (s1 * sfy - sf * sy) / np.maximum(s1 * sff - np.square(sf), 1e-300)
     E = (sy - F * sf) / s1
@@ -238,5 +253,4 @@ def _fit_all(x: np.ndarray, y_RN: np.ndarray, counts: np.ndarray) -> np.ndarray:
     E, F = np.where(F < 0, sy / s1, E), np.maximum(F, 0.0)
     cost = syy - 2 * E * sy - 2 * F * sfy + np.square(E) * s1 + 2 * E * F * sf + np.square(F) * sff
     best, rows = cost.argmin(1), np.arange(len(y_RN))
-    alpha = ALPHAS[best]
-    return np.stack([E[rows, best], F[rows, best] * middle**alpha, alpha], axis=1)
+    return E[rows, best], F[rows, best], alpha_RG[rows, best]

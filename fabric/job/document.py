@@ -91,9 +91,19 @@ class Document:
             self.marks = {p: m for p, m in self.marks.items() if p[:n] != path[:n]}
             self.marks.update({(*path[:n], *p): m for p, m in inner.marks.items()})
             return
-        for key in reversed(path):
-            value = Document({key: value.data}, {(key, *p): m for p, m in value.marks.items()})
+        mark = value.mark(())
+        for n in range(len(path) - 1, -1, -1):
+            marks = {(path[n], *p): m for p, m in value.marks.items()}
+            if mark is not None and not self._has_mapping(path[: n + 1]):
+                marks.setdefault((path[n],), mark)  # what is made on the way was written there too
+            value = Document({path[n]: value.data}, marks)
         self.merge(value)
+
+    def _has_mapping(self, path: Path_) -> bool:
+        try:
+            return isinstance(self.at(path), Mapping)
+        except KeyError:
+            return False
 
     def _must_exist(self, path: Path_, value: Document) -> None:
         try:

@@ -94,6 +94,11 @@ class Job:
             body = preset if isinstance(preset, Mapping) else preset.model_dump()
             mark = base.mark(("model", "preset"))
             document = from_data(dict(body), Mark(f"{mark} (preset {name})"))
+        for key in given.data if name is None else ():
+            known = [*ModelConfig.model_fields, "preset"]
+            if key not in known and nearest(key, known) == "preset":
+                message = f"unknown key {key!r}; did you mean 'preset'?"
+                raise explain(base, ("model", key), message, ("base",))
         given_vocabulary = given.data.get("vocab_size")
         document.merge(given)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import subprocess
@@ -127,10 +128,8 @@ def process_bytes() -> int:
         return int(json.loads(memo.read_text())["bytes"])
     except (OSError, ValueError, KeyError, TypeError):
         measured = _measured_process()
-    try:
+    with contextlib.suppress(OSError):  # else it is measured again next time
         write_atomic(memo, json.dumps({"bytes": measured}).encode())
-    except OSError:
-        pass  # measured again next time
     return measured
 
 

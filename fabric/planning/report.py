@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fabric.analysis.stats import minimal_detectable_difference
-from fabric.job.load import load_job
-from fabric.planning.cost import checkpoint_bytes, peak_memory_bytes, training_flops, training_tokens
+from fabric.data import data_key
+from fabric.data.disk import default_cache_root
+from fabric.job.document import JobError
+from fabric.job.load import Job, load_job
+from fabric.planning.cost import (
+    disk_bytes,
+    evaluation_flops,
+    peak_memory_bytes,
+    training_flops,
+    training_tokens,
+)
 from fabric.planning.expand import arms_of_phase
+from fabric.planning.machine import Concurrency, cpu_count
 from fabric.planning.speed import flops_per_second
-from fabric.planning.study import PhaseRun, Study, Trial
-from fabric.store import FINISHED, Store
-from fabric.sweeping import JobSource, new_study, out_root, slots_for
+from fabric.planning.study import ArmRun, Machine, PhaseRun, Study, Trial
+from fabric.planning.trial import TrialSpec
+from fabric.store import FAILED, FINISHED, Store
+from fabric.sweeping import JobSource, cache_root, out_root, slots_for, worker_threads
 from models import flops_per_token, n_params, state_bytes
 from models.config import warnings as model_warnings
 
@@ -29,7 +41,7 @@ class PlannedRow:
     point: str
     seed: int
     id: str
-    state: str  # new, finished, interrupted, duplicate
+    state: str  # new, finished, stopped, failed, interrupted, duplicate
     tokens: int
 
 
@@ -88,62 +100,88 @@ def plan(
     Raises JobError when the job is not valid (every arm of every phase is checked).
     """
     loaded = load_job(job, scale, overrides)
-    root = out_root(loaded, out)
-    study = new_study(loaded, root, dry=True, out=out)
-    slots = slots_for(study, None)
-    store = Store(root)
-    rows = [row for phase in study.phases for row in _rows(study, phase)]
+    store = Store(out_root(loaded, out))
+    study = _dry_study(loaded, store, out)
     later = _placeholders(study)
-    speed, speed_from = flops_per_second(store, study.base, slots.threads)
-    flops = _flops_ahead(study, later)
+    slots, excess = _slots(study)
+    speed, speed_from = flops_per_second(store, study.base, min(slots.threads, cpu_count()))
+    flops, costly = _ahead(study, later, training_flops), _ahead(study, later, evaluation_flops)
     return Plan(
         job=loaded.name,
         scale=scale,
         study=study.id,
-        trials=rows,
+        trials=[row for phase in study.phases for row in _rows(study, phase)],
         later=later,
-        arms=[_arm_cost(p, a) for p in study.phases for a in p.arms],
-        warnings=_warnings(study),
+        arms=[_arm_cost(study, p, a) for p in study.phases for a in p.arms],
+        warnings=[*_warnings(study), *excess],
         slots=slots.slots,
         threads=slots.threads,
         limit=slots.limit,
         flops=flops,
         speed=speed,
         speed_from=speed_from,
-        eta_seconds=flops / speed / slots.slots,
-        disk_bytes=sum(checkpoint_bytes(t.spec) for t in study.trials.values()),
+        eta_seconds=(flops + costly) / speed / max(1, slots.slots),
+        disk_bytes=int(_all_trials(study, later, disk_bytes)),
         detectable=_detectable(study, store),
     )
+
+
+def _dry_study(job: Job, store: Store, out: str | Path) -> Study:
+    """The planner of a job that writes nothing below `out`; the hash of a large corpus is remembered where caches are
+    already, else in the user's own cache folder."""
+    folder = cache_root(out)
+    root = folder if folder.is_dir() else default_cache_root()
+    key = cache(lambda config: data_key(config, root))
+    device: Literal["cpu", "cuda"] = "cuda" if job.config.resources.gpus_per_worker else "cpu"
+    study = Study(job, store, key, Machine(worker_threads(job), device), dry=True)
+    if not study.trials:
+        raise JobError(
+            [f"{job.name}: no phase's condition holds and none of its arms fits: nothing would be trained"]
+        )
+    return study
+
+
+def _slots(study: Study) -> tuple[Concurrency, list[str]]:
+    """How many trials run at once here; none, with a warning, when not even one fits (another machine may do)."""
+    try:
+        return slots_for(study, None), []
+    except ValueError as error:
+        return Concurrency(0, worker_threads(study.job), str(error)), [f"this machine cannot run it: {error}"]
 
 
 def _rows(study: Study, phase: PhaseRun) -> list[PlannedRow]:
     rows, seen = [], set()
     for arm in phase.arms:
+        chosen = arm.main is not None or len(study.points) == 1
         main = arm.main if arm.main is not None else study.preview(phase, arm)
         for trial in [*arm.tuning, *main]:
-            state = (
-                "duplicate"
-                if trial.id in seen or (trial.phase, trial.arm) != (phase.name, arm.arm.name)
-                else ""
-            )
+            known = chosen or trial.role == "tuning"
+            elsewhere = (trial.phase, trial.arm) != (phase.name, arm.arm.name)
+            state = "duplicate" if trial.id in seen or elsewhere else _state(study, trial) if known else "new"
             seen.add(trial.id)
-            tokens = training_tokens(trial.spec)
-            state = state or _state(study, trial)
-            point = trial.point if arm.main is not None or trial.role == "tuning" else "best rate"
-            identity = trial.id if point != "best rate" or len(study.points) == 1 else ""
             rows.append(
-                PlannedRow(phase.name, arm.arm.name, trial.role, point, trial.seed, identity, state, tokens)
+                PlannedRow(
+                    phase.name,
+                    arm.arm.name,
+                    trial.role,
+                    trial.point if known else "best rate",
+                    trial.seed,
+                    trial.id if known else "",
+                    state,
+                    training_tokens(trial.spec),
+                )
             )
     return rows
 
 
 def _state(study: Study, trial: Trial) -> str:
+    """new, finished, stopped (by a rung), failed (it is tried again) or interrupted (it goes on)."""
     status = study.store.trial(trial.id).status()
     if status is None:
         return "new"
     if trial.end == "stopped":
         return "stopped"
-    return FINISHED if status.state == FINISHED else "interrupted"
+    return status.state if status.state in (FINISHED, FAILED) else "interrupted"
 
 
 def _placeholders(study: Study) -> list[Placeholder]:
@@ -160,19 +198,31 @@ def _placeholders(study: Study) -> list[Placeholder]:
     return found
 
 
-def _flops_ahead(study: Study, later: list[Placeholder]) -> float:
-    ahead = [t for t in study.trials.values() if t.state != "ended"]
-    known = sum(training_flops(t.spec) for t in ahead)
-    waiting = [a for p in study.phases for a in p.arms if a.main is None and not a.out]
-    per_trial = sum(training_flops(t.spec) for t in study.trials.values()) / max(1, len(study.trials))
-    known += per_trial * len(waiting) * len(study.search.seeds)
-    return known + per_trial * sum(p.n_trials for p in later)
+Cost = Callable[[TrialSpec], float]
 
 
-def _arm_cost(phase: PhaseRun, arm: Any) -> ArmCost:
+def _ahead(study: Study, later: list[Placeholder], cost: Cost) -> float:
+    """A cost summed over what is still to be trained; phases that wait are counted at the mean of the trials known."""
+    known = [t for t in study.trials.values() if t.state != "ended"]
+    main = [t for p in study.phases for a in p.arms if not a.is_settled for t in study.preview(p, a)]
+    ahead = {t.id: cost(t.spec) for t in [*known, *main]}
+    return sum(ahead.values()) + _mean_cost(study, cost) * sum(p.n_trials for p in later)
+
+
+def _all_trials(study: Study, later: list[Placeholder], cost: Cost) -> float:
+    """A cost summed over every trial of the study, finished ones too."""
+    ended = sum(cost(t.spec) for t in study.trials.values() if t.state == "ended")
+    return ended + _ahead(study, later, cost)
+
+
+def _mean_cost(study: Study, cost: Cost) -> float:
+    return sum(cost(t.spec) for t in study.trials.values()) / len(study.trials)
+
+
+def _arm_cost(study: Study, phase: PhaseRun, arm: ArmRun) -> ArmCost:
     configuration = arm.configuration
     model, seq_len = configuration.model, configuration.data.seq_len
-    trial = (arm.tuning or arm.main)[0]
+    trial = (arm.tuning or arm.main or study.preview(phase, arm))[0]
     return ArmCost(
         phase.name,
         arm.arm.name,
@@ -201,4 +251,7 @@ def _detectable(study: Study, store: Store) -> float | None:
     n = len(study.search.seeds)
     if spread is None or n < 2:
         return None
-    return minimal_detectable_difference(spread * 2**0.5, n, alpha=study.search.select.alpha)
+    # Holm's first step: the level is shared by all comparisons of the phase.
+    n_compared = max((len(p.arms) - 1 for p in study.phases), default=1)
+    alpha = study.search.select.alpha / max(1, n_compared)
+    return minimal_detectable_difference(spread * 2**0.5, n, alpha=alpha)

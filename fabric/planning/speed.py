@@ -30,7 +30,7 @@ def flops_per_second(store: Store, base: Configuration, threads: int) -> tuple[f
 
 
 def _from_earlier(store: Store, base: Configuration) -> float | None:
-    """The median of finished trials' whole-run speed, evaluation included (that is what the clock sees)."""
+    """The median of finished trials' speed while they train."""
     speeds: list[float] = []
     for trial_id in store.trial_ids():
         record = store.trial(trial_id)
@@ -47,29 +47,31 @@ def _from_earlier(store: Store, base: Configuration) -> float | None:
 
 
 def _probe_steps(base: Configuration, threads: int) -> float:
+    """Real steps of the base, in its precision, with random tokens."""
     import torch
 
+    from fabric.train.step import Stepper
     from models import build, flops_per_token
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         model = build(base.model, seed=0)
-        optimizer = base.train.optimizer.build(model)
-        n = base.train.micro_batch_size or base.train.batch_size
-        ids = torch.randint(0, base.model.vocab_size, (n, base.data.seq_len))
+        train = base.train.model_copy(update={"compile": False})
+        stepper = Stepper(model, train.optimizer.build(model), train, "cpu")
+        n = train.micro_batch_size or train.batch_size
+        rows = torch.randint(0, base.model.vocab_size, (n, base.data.seq_len + 1))
         times: list[float] = []
         started = time.perf_counter()
         while len(times) < 3 or time.perf_counter() - started < PROBE_SECONDS:
             at = time.perf_counter()
-            logits = model(ids).logits
-            torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten()).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            stepper.gradients(rows, n)
+            stepper.update(1.0)
             times.append(time.perf_counter() - at)
     finally:
         torch.set_num_threads(before)
-    return 3 * flops_per_token(base.model, base.data.seq_len) * ids.numel() / statistics.median(times[1:])
+    tokens = n * base.data.seq_len
+    return 3 * flops_per_token(base.model, base.data.seq_len) * tokens / statistics.median(times[1:])
 
 
 def _probe_product(threads: int, n: int = 1024) -> float:

@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # reading the test split reports no validation loss
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # our searcher limits; Tune's one at a time opens slots one after another
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
     "RAY_preload_python_modules": "torch,fabric.runtime.worker",
     "RAY_memory_monitor_refresh_ms": "250",

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import fabric.evaluate.lm  # (preloaded with torch, so that a first step waits for no import)
+# Preloaded with torch, so that a first step waits for no import (optimizers load the compiler at their first use).
+import fabric.evaluate.final
 import fabric.train.loop
 import models.decoder  # noqa: F401
 from fabric.data import TokenCache
@@ -46,12 +47,12 @@ def fabric_trial(config: dict[str, Any]) -> None:
 def perform(task: Mapping[str, Any], report: Any) -> None:
     """Do a task with any `report` function; the inline runner uses it without Ray."""
     record = Store(task["store"]).trial(task["trial"])
-    body = record.spec()
-    if body is None:
+    if record.spec() is None:
         raise RuntimeError(
             f"{record.prefix}/trial.json is missing below {task['store']}: is the folder shared?"
         )
-    spec = TrialSpec.model_validate(body)
+    # As this run wants it measured; the record's own copy is of the run that first planned the trial.
+    spec = TrialSpec.model_validate_json(task["spec"])
     cache = token_cache(task["cache"], spec.data_key)
     if task["kind"] == "test":
         from fabric.evaluate.test import read_test_split

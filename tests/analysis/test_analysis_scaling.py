@@ -86,6 +86,18 @@ def test_the_curves_interval_holds_its_constants():
     assert np.mean(inside) >= 0.86
 
 
+def test_a_law_without_a_floor_is_within_the_intervals():
+    """At E = 0 alpha is known to a fraction of a percent: a coarse grid of alphas would miss it nearly always."""
+    rng = np.random.default_rng(4)
+    inside = []
+    for _ in range(6):
+        runs = law(SIZES, 0.0, 4.74, 0.1)[:, None] * (1 + 0.003 * rng.standard_normal((len(SIZES), 3)))
+        fit = fit_power_law(SIZES, runs.tolist())
+        intervals = fit.parameter_interval("E"), fit.parameter_interval("alpha")
+        inside.append([low <= true <= high for (low, high), true in zip(intervals, (0.0, 0.1))])
+    assert (np.sum(inside, axis=0) >= 5).all()
+
+
 def test_the_same_data_give_the_same_interval():
     losses = (law(SIZES) * (1 + 0.01 * np.random.default_rng(0).standard_normal(len(SIZES)))).tolist()
     assert fit_power_law(SIZES, losses) == fit_power_law(SIZES, losses)

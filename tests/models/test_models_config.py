@@ -21,7 +21,7 @@ MHA = {"kind": "mha", "n_heads": 4}
         (
             {"mixer": {"kind": "gqa", "n_heads": 8, "n_kv_heads": 3}},
             ("mixer", "gqa"),
-            "num_heads=8 is not divisible by n_kv_heads=3; use 1, 2, 4 or 8",
+            "n_heads=8 is not divisible by n_kv_heads=3; use 1, 2, 4 or 8",
         ),
         ({"mixer": {"kind": "mha", "n_heads": 5}}, (), "mixer.n_heads=5 does not divide d_model=32; use"),
         ({"mixer": {"kind": "mha", "n_heads": 32}}, (), "mixer.head_dim=1 is odd"),

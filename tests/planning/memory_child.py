@@ -8,8 +8,8 @@ import sys
 import torch
 
 
-def main(text: str, folder: str) -> None:
-    from fabric.data import DataConfig, prepare
+def main(text: str, cache_folder: str, folder: str) -> None:
+    from fabric.data import TokenCache
     from fabric.planning.cost import peak_memory_bytes
     from fabric.planning.trial import TrialSpec
     from fabric.store import Store
@@ -18,7 +18,7 @@ def main(text: str, folder: str) -> None:
 
     torch.set_num_threads(1)
     data = {"corpus": {"kind": "files", "path": text}, "tokenizer": "bytes", "seq_len": 128}
-    cache = prepare(DataConfig.model_validate(data), f"{folder}/cache", backend="inline")
+    cache = TokenCache.open(cache_folder)
     for line in sys.stdin:
         preset, batch_size, seq_len, precision = json.loads(line)
         body = {

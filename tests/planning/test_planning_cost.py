@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from planning_kit import job_of, memory_store, study_of
 
+from fabric.data import DataConfig, prepare
 from fabric.planning import cost
 from fabric.planning.trial import TrialSpec
 from models.presets import PRESETS
@@ -32,10 +33,17 @@ def peaks(tmp_path_factory):
     rng = random.Random(0)
     text = "\n\n".join(" ".join(rng.choice(words) for _ in range(160)) for _ in range(400))
     (folder / "text.txt").write_text(text)
+    data = {
+        "corpus": {"kind": "files", "path": str(folder / "text.txt")},
+        "tokenizer": "bytes",
+        "seq_len": 128,
+    }
+    cache = prepare(DataConfig.model_validate(data), folder / "cache", backend="inline")
     lines = "".join(json.dumps(case) + "\n" for case in CASES)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "memory_child.py"), str(folder / "text.txt"), str(folder)],
+        [sys.executable, str(Path(__file__).parent / "memory_child.py"), str(folder / "text.txt"), str(cache.path),
+         str(folder)],
         input=lines, capture_output=True, text=True, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

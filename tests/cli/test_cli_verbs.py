@@ -1,0 +1,346 @@
+"""Every verb on a small finished study: what it prints, its JSON, its exit code, and its Python function."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from cli_kit import JOB, write_job
+
+import fabric
+from fabric import cli as command_line
+from fabric.planning.trial import TrialSpec
+from fabric.store import Store
+
+FUNCTIONS = {
+    "sweep": "sweep",
+    "plan": "plan",
+    "run": "run",
+    "results": "results",
+    "status": "status",
+    "models": "list_parts",
+    "data show": "describe_data",
+    "data get": "get_data",
+    "generate": "generate",
+    "export": "export",
+    "doctor": "doctor",
+    "bench": "bench",
+}
+
+
+def verbs():
+    import typer
+
+    group = typer.main.get_command(command_line.app)
+    found = {}
+    for name, command in group.commands.items():
+        inner = getattr(command, "commands", None)
+        found |= {f"{name} {n}": c for n, c in inner.items()} if inner else {name: command}
+    return found
+
+
+def test_every_verb_is_one_documented_function():
+    assert set(verbs()) == set(FUNCTIONS)
+    for name in FUNCTIONS.values():
+        assert name in fabric.__all__
+        function = getattr(fabric, name)
+        assert callable(function)
+        assert inspect.getdoc(function), name
+
+
+@pytest.mark.parametrize("verb", list(FUNCTIONS))
+def test_help_names_every_option(cli, verb):
+    out = cli(*verb.split(), "--help")
+    command = verbs()[verb]
+    assert command.help.split("\n")[0][:40] in out
+    for parameter in command.params:
+        for option in parameter.opts if parameter.param_type_name == "option" else []:
+            assert option in out, (verb, option)
+
+
+def test_help_groups_the_verbs(cli):
+    out = cli("--help")
+    for group in ("Run a study:", "Look:", "Use a trained model:", "This machine:"):
+        assert group in out
+
+
+def test_plan_prints_and_writes_nothing(cli, tmp_path):
+    job, out = write_job(tmp_path), tmp_path / "nowhere"
+    text = cli("plan", job, "--out", out)
+    assert "norm_placement=sandwich" in text
+    assert "4 trials to train" in text
+    assert "unknown" in text
+    assert not out.exists()
+
+
+def test_plan_json(cli, tmp_path):
+    job = write_job(tmp_path)
+    made = cli.json("plan", job, "--out", tmp_path / "nowhere", "--json", "--set", "search.seeds=3")
+    assert made["job"] == "tiny"
+    assert len(made["trials"]) == 6
+    assert {t["state"] for t in made["trials"]} == {"new"}
+    assert {"phase", "arm", "role", "point", "seed", "id", "tokens", "state"} == set(made["trials"][0])
+    assert made["detectable"] is None
+    assert made["slots"] >= 1
+    assert made["eta_seconds"] > 0
+    assert [a["arm"] for a in made["arms"]] == ["norm_placement=pre", "norm_placement=sandwich"]
+    assert all(a["peak_memory_bytes"] > 50e6 and a["n_params"] > 1000 for a in made["arms"])
+
+
+def test_plan_marks_what_is_finished_and_what_is_double(cli, swept):
+    made = cli.json("plan", swept.job, "--out", swept.out, "--json")
+    assert [t["state"] for t in made["trials"]] == ["finished"] * 4
+    assert made["flops"] == made["eta_seconds"] == 0
+    assert made["speed_from"] == "finished trials of this job"
+    assert made["detectable"] > 0, "the noise of earlier runs of this size is known now"
+    axis = "search.axes=[{arms: [{name: a}, {name: b, set: {model.norm_placement: pre}}]}]"
+    made = cli.json("plan", swept.job, "--out", swept.out, "--json", "--set", axis)
+    assert [t["state"] for t in made["trials"]] == ["finished", "finished", "duplicate", "duplicate"]
+
+
+def test_plan_counts_later_phases(cli, tmp_path):
+    phases = (
+        "search={mode: phases, seeds: 2, axes: [{path: train.optimizer.lr, values: [1e-3, 1e-2], role: nuisance}],"
+        " phases: [{name: a, axes: [{path: model.norm_placement, values: [pre, post]}], keep: 2},"
+        " {name: b, axes: [{path: model.mixer.qk_norm, values: [none, head]}]}]}"
+    )
+    made = cli.json("plan", write_job(tmp_path), "--out", tmp_path / "x", "--json", "--set", phases)
+    # Each arm: two rates on one tuning seed, two seeds of the result.
+    assert len(made["trials"]) == 2 * (2 + 2)
+    assert made["later"] == [{"phase": "b", "n_arms": 4, "n_trials": 16}]
+    best = [t for t in made["trials"] if t["point"] == "best rate"]
+    assert {(t["id"], t["state"]) for t in best} == {("", "new")}
+
+
+def test_plan_of_what_fits_on_no_machine_is_still_a_plan(cli, tmp_path):
+    made = cli.json(
+        "plan",
+        write_job(tmp_path),
+        "--out",
+        tmp_path / "x",
+        "--json",
+        "--set",
+        "resources.cpus_per_worker=5000",
+    )
+    assert made["slots"] == 0
+    assert any("this machine cannot run it" in w for w in made["warnings"])
+
+
+def test_results_and_their_files(cli, swept, tmp_path):
+    text = cli("results", swept.root)
+    assert "norm_placement=sandwich" in text
+    assert "main: " in text
+    found = cli.json("results", swept.root, "--json")
+    assert found["job"] == "tiny"
+    assert {a["arm"] for a in found["arms"]} == {"norm_placement=pre", "norm_placement=sandwich"}
+    assert len(found["decisions"]) == 1
+    table, parquet, picture = tmp_path / "t.csv", tmp_path / "t.parquet", tmp_path / "t.png"
+    assert cli("results", swept.root, "--csv", table, "--parquet", parquet, "--plot", picture) == ""
+    with table.open() as file:
+        assert len(list(csv.DictReader(file))) == 2
+    import pyarrow.parquet
+
+    assert pyarrow.parquet.read_table(parquet).num_rows == 2
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_status(cli, swept):
+    assert "4 finished" in cli("status", swept.root)
+    found = cli.json("status", swept.root, "--json")
+    assert {s["state"] for s in found} == {"finished"}
+    assert all(s["val_loss"] > 0 for s in found)
+
+
+def test_status_says_what_was_interrupted_and_writes_nothing(cli, tmp_path):
+    record = Store(tmp_path / "job").trial("0" * 16)
+    record.write_spec({})
+    record.new_attempt({}).write_status("running", 7)
+    before = sorted(tmp_path.rglob("*"))
+    (found,) = cli.json("status", tmp_path / "job", "--json")
+    assert (found["state"], found["step"]) == ("interrupted", 7)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_models(cli):
+    found = cli.json("models", "--json")
+    assert {"mixer", "ffn", "optimizer", "schedule", "corpus", "tokenizer", "scheduler", "preset"} == set(
+        found
+    )
+    text = cli("models")
+    for kind, _ in found["mixer"]:
+        assert kind in text
+
+
+def test_data_show(cli, swept):
+    found = cli.json("data", "show", swept.job, "--out", swept.out, "--json")
+    assert found["state"] == "built"
+    assert found["vocab_size"] == 257
+    assert found["splits"]["train"]["n_tokens"] > 10_000
+    assert "vocab_size" in cli("data", "show", swept.job, "--out", swept.out)
+
+
+def test_run_trains_one_arm_that_a_sweep_takes_over(cli, tmp_path):
+    job, out = write_job(tmp_path), tmp_path / "runs"
+    final = cli.json("run", job, "--arm", "norm_placement=sandwich", "--seed", 1, "--out", out, "--json")
+    assert final["state"] == "finished"
+    assert "step" in cli.err
+    made = cli.json("plan", job, "--out", out, "--json")
+    (taken,) = [t for t in made["trials"] if t["state"] == "finished"]
+    assert (taken["arm"], taken["seed"], taken["id"]) == ("norm_placement=sandwich", 1, final["id"])
+    again = cli("run", job, "--arm", "norm_placement=sandwich", "--seed", 1, "--out", out)
+    assert "val_loss" in again
+
+
+def test_run_solves_the_width_as_the_sweep_does(tmp_path):
+    arms = [{"name": "gqa"}, {"name": "mha", "set": {"model.mixer": {"kind": "mha", "n_heads": 4}}}]
+    job = write_job(tmp_path)
+    overrides = [f"search.axes={json.dumps([{'arms': arms}])}", "search.match=params"]
+    made = fabric.plan(job, overrides=overrides, out=tmp_path / "runs")
+    final = fabric.run(job, arm="mha", overrides=overrides, out=tmp_path / "runs")
+    assert final["id"] == next(t.id for t in made.trials if t.arm == "mha" and t.seed == 0)
+
+
+def test_generate(cli, swept):
+    def made(*options):
+        return cli("generate", swept.root, "--prompt", "the cat", "--tokens", 20, *options)
+
+    greedy = made("--temperature", 0)
+    assert greedy.startswith("the cat")
+    assert greedy == made("--temperature", 0, "--seed", 9)
+    assert made("--top-k", 1, "--seed", 3) == greedy
+    assert made("--top-p", 1e-6, "--seed", 3) == greedy
+    assert made("--temperature", 3, "--seed", 1) != made("--temperature", 3, "--seed", 2)
+    assert made("--temperature", 3, "--seed", 1) == made("--temperature", 3, "--seed", 1)
+    assert cli("generate", swept.root, "--tokens", 3)
+
+
+def llama_like(swept):
+    """A trial of an arm that transformers has."""
+    for trial in sorted((swept.root / "trials").iterdir()):
+        spec = TrialSpec.model_validate_json((trial / "trial.json").read_text())
+        if spec.model.norm_placement == "pre":
+            return trial
+    raise AssertionError("no trial with pre-norm")
+
+
+def test_export_gives_a_folder_that_transformers_loads_with_the_same_logits(cli, swept, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fabric.exporting import load_trained
+
+    trial, folder = llama_like(swept), tmp_path / "exported"
+    assert str(folder) in cli("export", trial, "--out", folder)
+    trained = load_trained(trial)
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([trained.tokenizer.encode("the cat sat on her mat")])
+    with torch.inference_mode():
+        assert torch.allclose(trained.model(ids).logits, theirs(ids).logits, atol=1e-5)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("the cat sat on her mat")["input_ids"] == ids[0].tolist()
+    assert theirs.config.eos_token_id == trained.tokenizer.eos_id
+    assert "val_loss" in (folder / "README.md").read_text()
+
+
+def test_export_of_what_transformers_does_not_have_says_which_it_has_and_leaves_nothing(cli, swept, tmp_path):
+    other = next(t for t in (swept.root / "trials").iterdir() if t.name != llama_like(swept).name
+                 and "sandwich" in (t / "trial.json").read_text())  # fmt: skip
+    cli("export", other, "--out", tmp_path / "no", code=2)
+    assert "LlamaForCausalLM" in cli.err
+    assert not (tmp_path / "no").exists()
+
+
+def test_doctor(cli, tmp_path):
+    found = cli.json("doctor", "--out", tmp_path / "new" / "deep", "--json")
+    assert {f["level"] for f in found} <= {"ok", "note", "error"}
+    assert any(f["what"].startswith("torch ") for f in found)
+    assert not (tmp_path / "new").exists()
+
+
+def test_doctor_ends_with_1_when_fabric_will_not_run(cli, monkeypatch):
+    from fabric import doctoring
+
+    monkeypatch.setattr(doctoring, "_hub_kernels", lambda: doctoring.Finding("error", "hidden", "uninstall"))
+    assert "error  hidden" in cli("doctor", code=1)
+
+
+def test_a_finished_sweep_inline_is_quick_and_prints_the_table(cli, swept):
+    out = cli("sweep", swept.job, "--out", swept.out, "--inline")
+    assert "norm_placement=sandwich" in out
+
+
+# -- errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plan", "missing.yaml"], "missing.yaml: cannot be read"),
+        (["plan", "{job}", "--scale", "huge"], "no such scale"),
+        (["plan", "{job}", "--set", "train.tokns=3"], "did you mean 'tokens'"),
+        (["plan", "{job}", "--set", "nothing"], "path=value"),
+        (["run", "{job}", "--arm", "norm_placement=prr"], "did you mean 'norm_placement=pre'"),
+        (["run", "{job}", "--seed", "-1"], "--seed"),
+        (["run", "{job}", "--seed", 2**64], "seed"),
+        (["results", "nowhere"], "no job folder"),
+        (["results", "{root}", "--study", "zz"], "holds no study zz"),
+        (["status", "nowhere"], "no job folder"),
+        (["generate", "nowhere"], "neither a trial"),
+        (["generate", "{root}", "--tokens", 500], "max_seq_len"),
+        (["generate", "{root}", "--temperature", -1], "--temperature"),
+        (["generate", "{root}", "--top-p", 0], "top_p"),
+        (["export", "nowhere", "--out", "x"], "neither a trial"),
+        (["export", "{root}"], "--out"),
+        (["data", "get", "gpt5"], "cannot be fetched"),
+        (["data", "show", "missing.yaml"], "cannot be read"),
+        (["swep", "{job}"], "swep"),
+        (["plan"], "JOB"),
+        (["bench", "nothing"], "nothing"),
+    ],
+)
+def test_what_a_user_got_wrong_is_one_message_and_exit_code_2(
+    cli, swept, tmp_path, monkeypatch, arguments, words
+):
+    monkeypatch.chdir(tmp_path)
+    job = write_job(tmp_path)
+    texts = [str(a).format(job=job, root=swept.root) for a in arguments]
+    out = cli(*texts, code=2)
+    assert out == ""
+    assert words in cli.err
+    assert "Traceback" not in cli.err
+
+
+def test_our_own_mistakes_are_not_hidden(monkeypatch):
+    def broken(*_, **__):
+        raise KeyError("ours")
+
+    monkeypatch.setattr("fabric.inspecting.list_parts", broken)
+    monkeypatch.setattr("sys.argv", ["fabric", "models"])
+    with pytest.raises(KeyError):
+        command_line.main()
+
+
+def test_the_installed_command_gives_exit_codes_and_bears_a_closed_pipe(tmp_path):
+    def run(shell):
+        return subprocess.run(shell, shell=True, capture_output=True, text=True, executable="/bin/bash")
+
+    python = f"{sys.executable} -m fabric.cli"
+    wrong = run(f"{python} plan {tmp_path}/missing.yaml")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == f"error: {tmp_path}/missing.yaml: cannot be read: No such file or directory\n"
+    piped = run(f"{python} models | head -1")
+    assert (piped.stdout, piped.stderr) == ("mixer:\n", "")
+
+
+def test_the_caches_are_shared_and_the_job_folder_can_be_moved(swept, tmp_path):
+    shutil.copytree(swept.out, tmp_path / "moved")
+    assert fabric.generate(tmp_path / "moved" / "tiny", "the", tokens=4, temperature=0).startswith("the")
+
+
+def test_the_job_of_these_tests_is_the_one_that_is_shown():
+    assert JOB.startswith("schema: 1")
