@@ -16,6 +16,7 @@ from rich.text import Text
 from fabric.job.units import human_count, human_seconds
 from fabric.planning.cost import training_flops, training_tokens
 from fabric.planning.study import Action, Study, Task
+from fabric.planning.tasks import headline
 
 EVERY = 0.5  # seconds between redraws
 
@@ -95,8 +96,7 @@ class Screen:
         if task.kind == "train":
             self._arm(task).running.pop(task.trial.id, None)
             if error:
-                first = error.strip().splitlines()[-1] if error.strip() else "no message"
-                self.say(f"{_name(task)} failed: {first}")
+                self.say(f"{_name(task)} failed: {headline(error)}")
             elif task.trial.end == "finished":
                 status = self.study.store.trial(task.trial.id).status() if self.study else None
                 loss = (status.final or {}).get("val_loss") if status else None

@@ -12,7 +12,8 @@ from fabric.analysis.scaling import Scaling, scaling_of
 from fabric.analysis.table import ArmRow, aggregate
 from fabric.evaluate.config import EvaluateConfig
 from fabric.job.schema import SelectConfig
-from fabric.store import Store
+from fabric.planning.tasks import headline
+from fabric.store import Store, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -105,21 +106,38 @@ def status(folder: str | Path) -> list[TrialStatus]:
         record = store.trial(trial_id)
         last = record.status()
         n_attempts = len(record.attempt_numbers())
+        failure = _failure(record)
         if last is None:
-            found.append(
-                TrialStatus(trial_id, "running" if alive and n_attempts else "new", 0, n_attempts, "", None)
-            )
+            begun: Any = "failed" if failure else ("running" if alive and n_attempts else "new")
+            found.append(TrialStatus(trial_id, begun, 0, n_attempts, failure or "", None))
             continue
         reason = last.reason or {}
         state: Any = last.state
-        if state == "stopped" and reason.get("kind") in ("interrupted", "paused"):
-            stops = [d for d in record.decisions() if d.get("stop")]
-            state, reason = ("stopped", stops[-1]) if stops else ("interrupted", reason)
-        if state == "running" and not alive:
+        left = state == "stopped" and reason.get("kind") in ("interrupted", "paused")
+        if left or (state == "running" and not alive):
             state = "interrupted"
+        if state in ("running", "interrupted") and (stop := _stopped_at(record, last.step)):
+            state, reason = "stopped", stop
+        elif state in ("running", "interrupted") and failure:
+            state, reason = "failed", {"kind": "failed", "error": failure}
         loss = (last.final or {}).get("val_loss")
         found.append(TrialStatus(trial_id, state, last.step, n_attempts, _why(reason), loss))
     return found
+
+
+def _stopped_at(record: TrialRecord, step: int) -> dict[str, Any] | None:
+    """The decision that stopped a trial at this step; its worker stands there without a word until it is reused."""
+    spec = record.spec()
+    n_tokens = step * spec["train"]["batch_size"] * spec["data"]["seq_len"] if spec else None
+    stops = [d for d in record.decisions() if d.get("stop") and d.get("rung") == n_tokens]
+    return stops[-1] if stops else None
+
+
+def _failure(record: TrialRecord) -> str | None:
+    """What the driver heard of the newest attempt's failure; its worker may have been killed without a word."""
+    newest = max(record.attempt_numbers(), default=0)
+    failures = [d for d in record.decisions() if d.get("failed_attempt") == newest]
+    return headline(failures[-1]["error"]) if failures else None
 
 
 def _why(reason: dict[str, Any] | Any) -> str:

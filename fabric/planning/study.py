@@ -22,7 +22,7 @@ from fabric.planning.conditions import Overrides, applies, check_phases, check_p
 from fabric.planning.expand import Arm, arms_of_phase, arms_of_search, nuisance_points
 from fabric.planning.match import MISMATCH_WARNED, matched_configuration
 from fabric.planning.rungs import Rungs, last_value
-from fabric.planning.tasks import Action, ArmRun, Machine, PhaseRun, Role, Task, Trial
+from fabric.planning.tasks import Action, ArmRun, Machine, PhaseRun, Role, Task, Trial, headline
 from fabric.planning.trial import TrialSpec, canonical_json, described
 from fabric.store import FINISHED, Store
 from models import flops_per_token, n_params, state_bytes
@@ -373,7 +373,7 @@ class Study:
         else:
             self.untested.add(trial_id)
             where = f"{trial.phase}/{trial.arm} seed {trial.seed}"
-            self.warnings.append(f"{where}: the test split was not read: {error}")
+            self.warnings.append(f"{where}: the test split was not read: {headline(error)}")
 
     def _failed(self, trial: Trial, error: str | None, out_of_memory: bool) -> None:
         self._note_failure(trial, error)
@@ -385,7 +385,7 @@ class Study:
             return
         trial.state, trial.end = "ended", "failed"
         where = f"{trial.phase}/{trial.arm} {trial.point}".rstrip()
-        self.warnings.append(f"{where} seed {trial.seed} failed: {error or 'its worker died'}")
+        self.warnings.append(f"{where} seed {trial.seed} failed: {headline(error or 'its worker died')}")
 
     def _note_failure(self, trial: Trial, error: str | None) -> None:
         """Record why an attempt failed: a killed worker's last word is that it runs."""

@@ -102,3 +102,10 @@ class PhaseRun:
     def trials(self) -> list[Trial]:
         """All its trials, tuning ones first within an arm."""
         return [t for a in self.arms for t in [*a.tuning, *(a.main or [])]]
+
+
+def headline(error: str) -> str:
+    """The line of a worker's error that says what happened: Ray's memory monitor's own, else the last."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    said = [line for line in lines if "running low on memory" in line]
+    return (said or lines[-1:] or ["no message"])[0]

@@ -231,12 +231,16 @@ def _table() -> dict[int, tuple[int, str]]:
     return found
 
 
-def descendants(pid: int) -> list[int]:
-    """All live children of a process and theirs."""
+# Ray's helpers of a raylet. After a SIGKILL they ask its gcs for a minute, then end; they train and write nothing.
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+
+
+def descendants(pid: int, agents: bool = True) -> list[int]:
+    """All live children of a process and theirs; without Ray's agents if asked."""
     table, found, new = _table(), [], [pid]
     while new:
         new = [p for p, (parent, _) in table.items() if parent in new]
-        found += new
+        found += [p for p in new if agents or not table[p][1].startswith(AGENTS)]
     return found
 
 

@@ -57,7 +57,7 @@ def kill_worker(run: Sweep) -> None:
 
 def kill_driver(run: Sweep) -> None:
     """The driver: its Ray must go with it."""
-    family = descendants(run.pid)
+    family = descendants(run.pid, agents=False)
     run.kill()
     assert gone(family, 60), "Ray outlives its driver"
 
