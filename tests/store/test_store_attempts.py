@@ -130,6 +130,6 @@ def test_merged_rows_are_one_line_of_steps(
         attempt = record.new_attempt({"resumed_step": start})
         attempt.write_metrics([{"step": s, "by": number} for s in range(start + 1, start + n + 1)])
         expected = {s: by for s, by in expected.items() if s <= start}
-        expected |= {s: number for s in range(start + 1, start + n + 1)}
+        expected |= dict.fromkeys(range(start + 1, start + n + 1), number)
     assert {r["step"]: r["by"] for r in record.metrics()} == expected
     assert [r["step"] for r in record.metrics()] == sorted(expected)
