@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import logging
 import os
 import tempfile
@@ -46,12 +47,22 @@ class ClusterLostError(ConnectionError):
     """Ray's own processes have died under a running sweep."""
 
 
+def package_folder(package: str) -> Path:
+    """Where this process has one of our packages; on a joined cluster's workers each lies in a folder of its own."""
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec else None
+    assert folders, f"{package} is no package here"
+    return Path(next(iter(folders)))
+
+
 def source_hash() -> str:
     """A hash of our three packages' sources: the driver and its workers must run the same code."""
     digest = hashlib.sha256()
     for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+        folder = package_folder(package)
+        for path in sorted(folder.rglob("*.py")):
+            name = f"{package}/{path.relative_to(folder).as_posix()}"
+            digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -100,7 +111,7 @@ def _start(address: str | None, n_cpus: int, n_gpus: int, staged: Path) -> None:
             # A running cluster's workers have not inherited our settings.
             own = {name: value for name, value in ENVIRONMENT.items() if name.startswith("TUNE_")}
             environment = {
-                "py_modules": [str(ROOT / p) for p in PACKAGES],
+                "py_modules": [str(package_folder(p)) for p in PACKAGES],
                 "working_dir": str(staged),
                 "env_vars": own,
             }

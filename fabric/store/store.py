@@ -235,10 +235,13 @@ class TrialRecord:
         return files
 
     def drop_older_checkpoints(self) -> None:
-        """Drop the checkpoints of attempts before a finished one: nothing goes on from them any more."""
+        """Drop the checkpoints of attempts before a finished one: nothing goes on from them any more.
+
+        The newest stays whosever it is: an attempt that resumed at the last step has not written it again.
+        """
         status = self.status()
         if status is not None and status.state == FINISHED:
-            for checkpoint in self.checkpoints():
+            for checkpoint in self.checkpoints()[:-1]:
                 if checkpoint.attempt != status.attempt:
                     self.objects.delete(checkpoint.prefix)
 

@@ -296,7 +296,7 @@ def head(tmp_path):
     ray = Path(sys.executable).parent / "ray"
     options = ["--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=2", "--block"]
     options += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
-    options += ["--ray-client-server-port=0", "--object-store-memory=100000000"]
+    options += [f"--ray-client-server-port={free_port()}", "--object-store-memory=100000000"]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_"))}
     with open(tmp_path / "head.txt", "w") as log:
         process = subprocess.Popen(

@@ -200,7 +200,7 @@ def test_a_test_split_that_cannot_be_read_is_reported(tmp_path):
     with pytest.warns(RuntimeWarning, match="damaged"):
         again = fabric.sweep(body, out=tmp_path / "out", runner="inline")
     assert again.failed == (trial,)
-    assert any("test split not read" in w for w in again.warnings)
+    assert any("test split was not read" in w for w in again.warnings)
 
 
 @pytest.fixture

@@ -81,6 +81,17 @@ def test_checkpoints_are_kept_without_walking_the_record(tmp_path):
     assert [(c.attempt, c.step) for c in Store(tmp_path).trial("t").checkpoints()] == [(2, 1), (1, 6), (1, 7)]
 
 
+def test_the_last_checkpoint_of_a_finished_trial_stays_whosever_it_is(tmp_path):
+    """The process that wrote it was killed before its last word; the next one had nothing left to train."""
+    record = Store(tmp_path).trial("t")
+    first = record.new_attempt({})
+    for step in (1, 2):
+        first.save_checkpoint(step, {"w": b"1"}, {}, keep_last=2)
+    record.new_attempt({"resumed_step": 2}).write_status("finished", 2, {"kind": "completed"}, {})
+    record.drop_older_checkpoints()
+    assert [(c.attempt, c.step) for c in record.checkpoints()] == [(1, 2)]
+
+
 HOLD = """
 import sys, time
 from fabric.store import driver_lock
