@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 SCALE ?= $(or $(FABRIC_SCALE),laptop)
 OUT ?= runs
 
-.PHONY: sweep test check clean
+.PHONY: sweep test drills check clean
 
 sweep: $(READY)
 	$(BIN)/fabric sweep jobs/ablation.yaml --scale $(SCALE) --out $(OUT)
@@ -16,6 +16,10 @@ test: $(READY)
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest
+
+# Kills, signals, a full disk: whole sweeps, some minutes, best on an idle machine.
+drills: $(READY)
+	$(BIN)/python -m pytest -m drill tests/runtime
 
 check: $(READY)
 	$(BIN)/fabric doctor

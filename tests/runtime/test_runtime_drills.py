@@ -45,7 +45,7 @@ import fabric
 from fabric.results import status
 from fabric.store import Store
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.drill]
 GOES_ON = "the same command goes on"
 
 
