@@ -6,7 +6,9 @@ import hashlib
 import importlib.util
 import logging
 import os
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +39,10 @@ OWN_CLUSTER = {
     "RAY_worker_niceness": "0",  # at Ray's 15 whatever else the machine does comes first, also in what is measured
 }
 OBJECT_STORE_BYTES = 200 * 2**20
+LOOK_EVERY, GRACE = (
+    0.5,
+    6.0,
+)  # seconds: between looks at Ray's processes; for the main thread to end by itself
 
 
 class SourcesDifferError(ValueError):
@@ -88,9 +94,13 @@ def cluster(address: str | None, n_cpus: int, n_gpus: int = 0) -> Iterator[dict[
             raise KeyboardInterrupt from stopped
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a failed trial's traceback is in its status
+    over = threading.Event()
+    if not joined:
+        threading.Thread(target=_watch, args=(over,), daemon=True).start()
     try:
         yield dict(ray.cluster_resources())
     finally:
+        over.set()
         if not joined:
             ray.shutdown()
             staged.cleanup()
@@ -133,6 +143,25 @@ def _start(address: str | None, n_cpus: int, n_gpus: int, staged: Path) -> None:
             os.environ.pop("PYTHONPATH", None)
         else:
             os.environ["PYTHONPATH"] = paths
+
+
+def lost_message(lost: list[str]) -> str:
+    """What to say when Ray has died."""
+    return (
+        f"Ray's {' and '.join(lost)} ended under the sweep (killed, or out of memory?). No finished trial is lost; "
+        "the same command goes on"
+    )
+
+
+def _watch(over: threading.Event) -> None:
+    """End the process when Ray has died and the main thread has not noticed, because it waits for an answer of Ray's.
+
+    Ray itself would end it some seconds later, without a word that helps.
+    """
+    while not over.wait(LOOK_EVERY):
+        if (lost := lost_processes()) and not over.wait(GRACE):
+            print(f"error: {lost_message(lost)}", file=sys.stderr, flush=True)
+            os._exit(2)
 
 
 def lost_processes() -> list[str]:

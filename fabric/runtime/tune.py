@@ -17,7 +17,13 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from fabric.planning.study import Action, Study, Task
-from fabric.runtime.connect import ClusterLostError, SourcesDifferError, lost_processes, source_hash
+from fabric.runtime.connect import (
+    ClusterLostError,
+    SourcesDifferError,
+    lost_message,
+    lost_processes,
+    source_hash,
+)
 from fabric.runtime.signals import clean_stop
 from fabric.runtime.worker import fabric_trial
 from fabric.store import StoreFullError, told_when_full
@@ -220,7 +226,7 @@ class _Lost(BaseException):
 
 def _raise_if_lost() -> None:
     if lost := lost_processes():
-        raise _Lost(", ".join(lost))
+        raise _Lost(lost_message(lost))
 
 
 class HaltStopper(Stopper):
@@ -285,10 +291,7 @@ def run_study(
         with clean_stop(bridge.interrupt), told_when_full(root):
             tuner.fit()
     except _Lost as lost:
-        raise ClusterLostError(
-            f"Ray's {lost} ended under the sweep (killed, or out of memory?). No finished trial is lost; "
-            "the same command goes on"
-        ) from None
+        raise ClusterLostError(str(lost)) from None
     if bridge.problem is not None:
         raise bridge.problem
     return not bridge.interrupted
