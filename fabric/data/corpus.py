@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -54,12 +55,12 @@ class DataPart(Part):
 class CorpusConfig(DataPart):
     """Base of every corpus; one file in `fabric/data/corpora/` each."""
 
+    @abstractmethod
     def sources(self, cache_root: Path) -> list[Source]:
         """The corpus's files in a fixed order that does not depend on the file system's.
 
         Raises ValueError when there is nothing to read, naming what was looked for and what is allowed.
         """
-        raise NotImplementedError
 
 
 def find_path(path: Path, base_dir: Path) -> Path:

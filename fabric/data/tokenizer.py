@@ -26,17 +26,17 @@ EOS_NAMES = (EOS, "<|end_of_text|>", "<eos>", "</s>", "<|im_end|>", "[EOS]", "<|
 class TokenizerConfig(DataPart):
     """Base of every tokenizer's config; one file in `fabric/data/tokenizers/` each."""
 
+    @abstractmethod
     def vocab_size_in(self, cache_root: Path) -> int:
         """Number of ids, known without training."""
-        raise NotImplementedError
 
+    @abstractmethod
     def identity(self, cache_root: Path) -> dict[str, Any]:
         """JSON of everything that decides the ids; no paths."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self, train_texts: Callable[[], Iterable[str]], cache_root: Path) -> Tokenizer:
         """The tokenizer; only a trained one calls `train_texts`, the documents of the training split."""
-        raise NotImplementedError
 
 
 class Tokenizer(ABC):

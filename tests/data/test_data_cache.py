@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fabric.data import DataConfig, TokenCache, blocks, data_key, describe, load_tokenizer, prepare
 from fabric.data.tokenizer import ByteTokenizer, byte_tokenizer_json
 
-SMOLLM2 = Path("/work/shared/data/tokenizer-smollm2/tokenizer.json")
+SMOLLM2 = Path(os.environ.get("FABRIC_DATA", "absent")) / "tokenizer-smollm2" / "tokenizer.json"
 TOKENIZERS = ["bytes", {"kind": "bpe", "vocab_size": 400}]
 if SMOLLM2.is_file():
     TOKENIZERS.append(str(SMOLLM2))

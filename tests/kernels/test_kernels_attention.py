@@ -89,7 +89,10 @@ def test_a_mask_first_made_in_inference_mode_serves_training():
     q, k, v, grad = inputs(1, 2, 2, 6, 6, 4, 4, dtype=torch.float32)
     with torch.inference_mode():
         attention(q, k, v, window=3)
-    with_gradients("sdpa", q, k, v, grad, window=3)
+    made_in_inference = with_gradients("sdpa", q, k, v, grad, window=3)
+    sdpa._kept_mask.cache_clear()
+    fresh = with_gradients("sdpa", q, k, v, grad, window=3)
+    assert all(torch.equal(a, b) for a, b in zip(made_in_inference, fresh))
 
 
 def test_errors():
