@@ -47,6 +47,9 @@ Sets = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where records and caches go.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Strict = Annotated[
+    bool, typer.Option("--strict-numerics", help="Train again what other versions or machines trained.")
+]
 RUNS = Path("runs")
 
 
@@ -60,6 +63,7 @@ def sweep(
         str | None, typer.Option(help="Join this Ray cluster instead of starting one.")
     ] = None,
     inline: Annotated[bool, typer.Option("--inline", help="One trial after the other, without Ray.")] = False,
+    strict_numerics: Strict = False,
 ) -> None:
     """Train everything a job compares; run again, it goes on where it stopped."""
     from fabric.display import Screen
@@ -76,6 +80,7 @@ def sweep(
                 out=out,
                 address=address,
                 runner="inline" if inline else "tune",
+                strict_numerics=strict_numerics,
                 progress=screen,
             )
     except KeyboardInterrupt:
@@ -94,13 +99,18 @@ def sweep(
 
 @app.command(rich_help_panel=STUDY)
 def plan(
-    job: JobArgument, scale: Scale = None, set_: Sets = None, out: Out = RUNS, json: Json = False
+    job: JobArgument,
+    scale: Scale = None,
+    set_: Sets = None,
+    out: Out = RUNS,
+    strict_numerics: Strict = False,
+    json: Json = False,
 ) -> None:
     """Show what a sweep would do: trials, parameters, FLOPs, memory, time; trains nothing."""
     from fabric.planning.report import plan as make_plan
     from fabric.printing import print_json, print_plan
 
-    made = make_plan(job, scale=scale, overrides=set_ or (), out=out)
+    made = make_plan(job, scale=scale, overrides=set_ or (), out=out, strict_numerics=strict_numerics)
     print_json(made.as_dict()) if json else print_plan(made)
 
 

@@ -98,7 +98,7 @@ class Screen:
             if error:
                 self.say(f"{_name(task)} failed: {headline(error)}")
             elif task.trial.end == "finished":
-                status = self.study.store.trial(task.trial.id).status() if self.study else None
+                status = self.study.registry.record(task.trial).status() if self.study else None
                 loss = (status.final or {}).get("val_loss") if status else None
                 why = (status.reason or {}).get("kind", "finished") if status else "finished"
                 note = "" if why in ("finished", "completed") else f" ({why})"

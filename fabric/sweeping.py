@@ -60,27 +60,30 @@ def sweep(
     out: str | Path = "runs",
     address: str | None = None,
     runner: Literal["tune", "inline"] = "tune",
+    strict_numerics: bool = False,
     progress: Progress | None = None,
 ) -> SweepResult:
     """Train everything a job compares; the same call goes on where the last one stopped.
 
     `address` joins a running Ray cluster (`out` must then be shared storage). `runner="inline"` trains one trial
-    after the other in this process, without Ray. Raises JobError for a bad job, LockedError when another sweep
-    holds the folder, StoreFullError when nothing more can be recorded; ClusterLostError when Ray dies. Interrupted
-    by Ctrl-C or SIGTERM it returns, or raises KeyboardInterrupt where nothing is trained yet.
+    after the other in this process, without Ray. `strict_numerics` trains again what was trained under other library
+    versions, instructions or threads: bit-equality is promised only within one such fingerprint.
+
+    Raises JobError for a bad job, LockedError when another sweep holds the folder, StoreFullError when nothing more
+    can be recorded; ClusterLostError when Ray dies. Interrupted by Ctrl-C or SIGTERM it returns, or raises
+    KeyboardInterrupt where nothing is trained yet.
     """
     loaded = load_job(job, scale, overrides)
     watcher = progress or Silent()
     root = out_root(loaded, out)
     with interruptible(), driver_lock(root), told_when_full(root):
+        study = new_study(loaded, root, out, strict=strict_numerics)
         if runner == "inline":
-            return _inline(loaded, root, out, watcher)
-        return _with_tune(loaded, root, out, address, watcher)
+            return _inline(study, root, out, watcher)
+        return _with_tune(study, root, out, address, watcher)
 
 
-def new_study(
-    job: Job, root: Path, threads: int = 1, *, dry: bool = False, out: str | Path = "runs"
-) -> Study:
+def new_study(job: Job, root: Path, out: str | Path, *, strict: bool = False, dry: bool = False) -> Study:
     """The planner of a job on its store."""
     device: Literal["cpu", "cuda"] = "cuda" if job.config.resources.gpus_per_worker else "cpu"
     keys: dict[DataConfig, str] = {}
@@ -90,7 +93,7 @@ def new_study(
             keys[config] = data_key(config, cache_root(out))
         return keys[config]
 
-    return Study(job, Store(root), key, StudyMachine(threads, device), dry=dry)
+    return Study(job, Store(root), key, StudyMachine(worker_threads(job), device), dry=dry, strict=strict)
 
 
 class Caches:
@@ -110,7 +113,7 @@ class Caches:
 def task_body(study: Study, task: Task, **settings: Any) -> dict[str, Any]:
     """What a worker is told: plain data. The specification is text: one column in Tune's own tables."""
     trial = task.trial
-    study.store.trial(trial.id).write_spec(trial.spec.model_dump(mode="json"))
+    study.registry.record(trial).write_spec(trial.spec.model_dump(mode="json"))
     return {
         "kind": task.kind,
         "trial": trial.id,
@@ -118,16 +121,16 @@ def task_body(study: Study, task: Task, **settings: Any) -> dict[str, Any]:
         "store": str(study.store.root),
         "rungs": list(trial.rungs),
         "threads": trial.spec.threads,
-        "micro_batch_size": study.micro_batch_size(trial),
+        "micro_batch_size": study.registry.micro_batch_size(trial),
+        "numerics": trial.numerics,
         **settings,
     }
 
 
-def _inline(job: Job, root: Path, out: str | Path, progress: Progress) -> SweepResult:
+def _inline(study: Study, root: Path, out: str | Path, progress: Progress) -> SweepResult:
     from fabric.runtime.worker import perform
     from fabric.train.directive import CheckpointAndExit, Continue, Directive, Stop
 
-    study = new_study(job, root, worker_threads(job), out=out)
     caches = Caches(out, progress)
     progress.attach(study, 1)
     while not isinstance(task := study.next_task(), str):
@@ -166,11 +169,12 @@ def worker_threads(job: Job) -> int:
     return 1 if given == "auto" else given
 
 
-def _with_tune(job: Job, root: Path, out: str | Path, address: str | None, progress: Progress) -> SweepResult:
-    study = new_study(job, root, worker_threads(job), out=out)
+def _with_tune(
+    study: Study, root: Path, out: str | Path, address: str | None, progress: Progress
+) -> SweepResult:
     if study.finished():
         return _result(study, root, interrupted=False)
-    gpus = job.config.resources.gpus_per_worker
+    gpus = study.job.config.resources.gpus_per_worker
 
     from fabric.runtime.connect import cluster
     from fabric.runtime.tune import run_study
@@ -206,7 +210,7 @@ def slots_for(study: Study, resources: Mapping[str, float] | None) -> Concurrenc
 
 def _result(study: Study, root: Path, interrupted: bool) -> SweepResult:
     failed = tuple(t.id for t in study.trials.values() if t.end == "failed" or t.id in study.untested)
-    return SweepResult(root, study.id, interrupted, failed, tuple(study.warnings))
+    return SweepResult(root, study.id, interrupted, failed, tuple(study.notes))
 
 
 class Silent:

@@ -34,6 +34,14 @@ def test_plan_is_json(job: Path, tmp_path: Path) -> None:
     assert body["detectable"] is None
 
 
+def test_a_corpus_that_is_not_fetched_is_planned_without_fetching_it(tmp_path: Path) -> None:
+    found = fabric.plan(JOBS[0], scale="cluster", out=tmp_path)
+    assert any("not fetched yet" in w for w in found.warnings)
+    assert {t.state for t in found.trials} <= {"new", "duplicate"}
+    assert found.arms[0].n_params > 130_000_000
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS, ids=lambda j: j.stem)

@@ -39,6 +39,7 @@ def study_rows(store: Store, study: str, test_key: str = "") -> StudyRows:
         for i, arm in enumerate(plan["arms"]):
             rate = store.study(study, f"rate-{index}-{i}") or {}
             rows = _arm_rows(store, study, phase, arm, rate, test_key)
+            found.warnings += _mixed_numerics(phase, rows)
             found.rows += rows if decision is None else [_settled(r) for r in rows]
             if rate.get("warning"):
                 found.warnings.append(f"{phase}/{arm['name']}: {rate['warning']}")
@@ -49,6 +50,18 @@ def study_rows(store: Store, study: str, test_key: str = "") -> StudyRows:
             winner: Mapping[str, Any] = next((a for a in plan["arms"] if a["name"] == decision["winner"]), {})
             found.adopted = nested(winner.get("overrides", {}))
     return found
+
+
+def _mixed_numerics(phase: str, rows: Sequence[TrialRow]) -> list[str]:
+    """A warning where the runs a phase compares were trained under several fingerprints of numerics."""
+    arms: dict[str, set[str]] = {}
+    for row in rows:
+        if row.role == "main" and row.numerics is not None:
+            arms.setdefault(row.numerics, set()).add(row.arm)
+    if len(arms) < 2:
+        return []
+    where = "; ".join(f"{numerics}: {', '.join(sorted(names))}" for numerics, names in sorted(arms.items()))
+    return [f"{phase}: compares runs trained under different numerics ({where}); see --strict-numerics"]
 
 
 def _settled(row: TrialRow) -> TrialRow:
@@ -92,7 +105,7 @@ def _row(
     role: Any,
     test_key: str,
 ) -> TrialRow:
-    record = store.trial(trial["id"])
+    record = store.trial(trial["id"], trial.get("numerics"))
     status, spec = record.status(), record.spec() or {}
     state, reason = "running", None
     metrics: dict[str, Any] = {}
@@ -118,6 +131,7 @@ def _row(
         state_bytes=arm["state_bytes"],
         flops_per_token=arm["flops_per_token"],
         history=_history(record),
+        numerics=record.fingerprint(status.attempt) if status is not None else None,
     )
 
 

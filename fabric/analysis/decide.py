@@ -26,6 +26,7 @@ from fabric.analysis.stats import (
 
 BETTER, WORSE, NOISE = "better", "worse", "within noise"
 FOR_COST, TOO_FEW, DIVERGED, BASELINE = "adopted for cost", "undecided, n too small", "diverged", "baseline"
+NO_BASELINE = "not compared, the baseline diverged"
 MIN_SEEDS = 3
 
 
@@ -178,9 +179,9 @@ def decide(
     """The phase's winner, every arm's verdict, and the numbers behind them.
 
     Seeds pair the arms. Fewer than three common seeds: the lowest mean wins, marked undecided (arms with too few
-    seeds beside others with enough are undecided and cannot win). An arm with a diverged run is the worst; when the
-    baseline is, the lowest mean of the arms that ran through wins. `margin` in nats; None: no adoption for cost.
-    Raises ValueError for unknown or repeated names and values out of range.
+    seeds beside others with enough are undecided and cannot win). An arm with one diverged run is the worst, whatever
+    its others reached; when the baseline is, the lowest mean of the arms that ran through wins, uncompared. `margin`
+    in nats; None: no adoption for cost. Raises ValueError for unknown or repeated names and values out of range.
     """
     _check(arms, baseline, margin, alpha, keep)
     base = next(a for a in arms if a.name == baseline)
@@ -198,7 +199,7 @@ def decide(
         height = {baseline: 0.0} | {name: c.diff for name, c in comparisons.items()}
     else:
         winner, reason = _without_baseline(sound, baseline)
-        verdict |= {a.name: BETTER if len(a.finite) >= MIN_SEEDS else TOO_FEW for a in sound}
+        verdict |= {a.name: NO_BASELINE for a in sound}
         height = {a.name: _mean(a) for a in sound}
     ranked = sorted(
         height, key=lambda name: (name != winner, height[name])

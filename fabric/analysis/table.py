@@ -29,7 +29,7 @@ class TrialRow:
 
     `role`: a tuning run chooses the learning rate and is in no result; `state` is the store's (finished, stopped,
     running, failed), `reason` what it wrote about the end (its `kind`); `metrics` use the keys of `fabric.job.metrics`;
-    `history` holds (tokens, FLOPs, seconds, validation loss) in order.
+    `history` holds (tokens, FLOPs, seconds, validation loss) in order; `numerics` is the fingerprint it ran under.
     """
 
     phase: str
@@ -44,6 +44,7 @@ class TrialRow:
     state_bytes: float | None = None
     flops_per_token: float | None = None
     history: Sequence[Point] = ()
+    numerics: str | None = None
 
     @property
     def outcome(self) -> Outcome:

@@ -79,7 +79,7 @@ def _plain(body: Mapping[str, Any], setting: Setting) -> float:
 
     loaded = load_job(body)
     root = out_root(loaded, setting.out)
-    study = new_study(loaded, root, out=setting.out)
+    study = new_study(loaded, root, setting.out)
     tasks = []
     while not isinstance(task := study.next_task(), str):
         tasks.append(task_body(study, task, cache=str(cache_root(setting.out)), invocation=0, source_hash=""))

@@ -64,12 +64,10 @@ def scratch(setting: Setting, label: str) -> Iterator[str]:
 def prepared_spec(config: Mapping[str, Any], setting: Setting) -> tuple[Any, Any]:
     """The first trial of a job and its token cache, built now if it is not there."""
     from fabric.job.load import load_job
-    from fabric.sweeping import Caches, Silent, cache_root, new_study, out_root, worker_threads
+    from fabric.sweeping import Caches, Silent, cache_root, new_study, out_root
 
     loaded = load_job(config)
-    study = new_study(
-        loaded, out_root(loaded, setting.out), worker_threads(loaded), dry=True, out=setting.out
-    )
+    study = new_study(loaded, out_root(loaded, setting.out), setting.out, dry=True)
     task = study.next_task()
     assert not isinstance(task, str)
     Caches(setting.out, Silent()).ensure(task)

@@ -55,6 +55,10 @@ class DataPart(Part):
 class CorpusConfig(DataPart):
     """Base of every corpus; one file in `fabric/data/corpora/` each."""
 
+    def is_here(self, cache_root: Path) -> bool:
+        """Whether its files can be listed without fetching anything."""
+        return True
+
     @abstractmethod
     def sources(self, cache_root: Path) -> list[Source]:
         """The corpus's files in a fixed order that does not depend on the file system's.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fabric.evaluate.lm import score
+from fabric.train.loss import nll_per_token
 from fabric.train.memory import is_out_of_memory
 from fabric.train.step import autocast
 
@@ -52,13 +53,16 @@ def by_batch_size(
 
 
 def _speed(model: Any, batch_size: int, seq_len: int, precision: Any) -> float:
-    """Tokens per second of the fastest of a few forward passes after one to warm up."""
-    ids_BT = torch.zeros(batch_size, seq_len, dtype=torch.long, device=model.lm_head_weight.device)
+    """Tokens per second of scoring random tokens, head and loss included; the fastest of a few after a warm-up."""
+    device = model.lm_head_weight.device
+    generator = torch.Generator(device=device).manual_seed(0)
+    size = (batch_size, seq_len)
+    ids_BT = torch.randint(model.config.vocab_size, size, device=device, generator=generator)
     times = []
     with autocast(ids_BT.device.type, precision):
         for _ in range(1 + REPEATS):
             at = time.perf_counter()
-            model.hidden(ids_BT)
+            nll_per_token(model, ids_BT, ids_BT)
             if ids_BT.is_cuda:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - at)

@@ -4,8 +4,9 @@ its identity (but for early stopping, which ends a trial by what it sees)."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fabric.job.units import Count
 from models.parts import Config
@@ -17,6 +18,14 @@ class SamplesConfig(Config):
     n: int = Field(default=16, ge=1)
     tokens: int = Field(default=64, ge=4)
     temperature: float = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _greedy_is_one(self) -> Self:
+        if self.temperature == 0 and self.n > 1:
+            raise ValueError(
+                f"temperature 0 draws the same text {self.n} times; set n to 1, or temperature above 0"
+            )
+        return self
 
 
 class EvaluateConfig(Config):
@@ -33,5 +42,5 @@ class EvaluateConfig(Config):
     recall: bool = True
     samples: SamplesConfig | None = SamplesConfig()
     minimal_pairs: Path | None = None
-    lengths: tuple[int, ...] = ()
-    batch_sizes: tuple[int, ...] = ()
+    lengths: tuple[Annotated[int, Field(ge=2)], ...] = ()
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = ()

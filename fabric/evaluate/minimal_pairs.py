@@ -51,13 +51,14 @@ def _pair(line: bytes, where: str) -> tuple[str, str]:
     return good, bad
 
 
-def minimal_pairs_accuracy(
+def paradigm_accuracy(
     model: Any, tokenizer: Tokenizer, folder: Path, *, batch_size: int = 32, precision: Any = "fp32"
-) -> float | None:
-    """The mean over paradigms of the share of pairs whose good sentence has the higher sum of log-probabilities.
+) -> dict[str, float] | None:
+    """By paradigm, the share of pairs whose good sentence has the higher sum of log-probabilities.
 
     A sentence is scored whole, after an end-of-text token; a tie counts as wrong. None when a sentence is longer
-    than the model's `max_seq_len`: an accuracy over some of the pairs would compare with nothing.
+    than the model's `max_seq_len`: an accuracy over some of the pairs would compare with nothing. BLiMP's headline
+    is the mean over paradigms.
     """
     paradigms = read_pairs(folder)
     texts = {text for pairs in paradigms.values() for pair in pairs for text in pair}
@@ -69,8 +70,7 @@ def minimal_pairs_accuracy(
     for start in range(0, len(by_length), batch_size):
         batch = by_length[start : start + batch_size]
         nats.update(zip(batch, _nats(model, [ids[text] for text in batch], precision), strict=True))
-    shares = [sum(nats[g] < nats[b] for g, b in pairs) / len(pairs) for pairs in paradigms.values()]
-    return sum(shares) / len(shares)
+    return {name: sum(nats[g] < nats[b] for g, b in pairs) / len(pairs) for name, pairs in paradigms.items()}
 
 
 def _nats(model: Any, ids: list[list[int]], precision: Any) -> list[float]:

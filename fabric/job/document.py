@@ -99,6 +99,14 @@ class Document:
             value = Document({path[n]: value.data}, marks)
         self.merge(value)
 
+    def has(self, path: Path_) -> bool:
+        """Whether anything was written at a path."""
+        try:
+            self.at(path)
+        except KeyError:
+            return False
+        return True
+
     def _has_mapping(self, path: Path_) -> bool:
         try:
             return isinstance(self.at(path), Mapping)

@@ -72,12 +72,7 @@ class Job:
         data = _with_paths(section.data, folder, base)
         evaluate = _evaluate_paths(section.evaluate, folder, base)
         model = self._model(base, data)
-        if data.seq_len > model.max_seq_len:
-            raise explain(
-                base, ("data", "seq_len"),
-                f"{data.seq_len} is longer than the model's max_seq_len={model.max_seq_len}; "
-                "shorten it or raise model.max_seq_len", ("base",),
-            )  # fmt: skip
+        _check_lengths(base, model.max_seq_len, data.seq_len, evaluate)
         return Configuration(model, data, section.train, evaluate)
 
     def _model(self, base: Document, data: DataConfig) -> ModelConfig:
@@ -114,6 +109,22 @@ class Job:
             )  # fmt: skip
         model: ModelConfig = validate(ModelConfig, document, ("base", "model"))
         return model
+
+
+def _check_lengths(base: Document, longest: int, seq_len: int, evaluate: EvaluateConfig) -> None:
+    """Every text a trial was told to read or write must fit its model; what the job leaves out may not fit."""
+    asked: list[tuple[tuple[str | int, ...], int]] = [(("data", "seq_len"), seq_len)]
+    asked += [(("evaluate", "lengths", i), n) for i, n in enumerate(evaluate.lengths)]
+    path = ("evaluate", "samples", "tokens")
+    if evaluate.samples is not None and base.has(path):
+        asked.append((path, evaluate.samples.tokens + 1))
+    for where, length in asked:
+        if length > longest:
+            raise explain(
+                base, where,
+                f"{length} tokens are more than the model's max_seq_len={longest}; shorten it or raise "
+                "model.max_seq_len", ("base",),
+            )  # fmt: skip
 
 
 def _with_paths(data: DataConfig, folder: Path, base: Document) -> DataConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 from fabric.analysis.stats import minimal_detectable_difference
 from fabric.data import data_key
+from fabric.data.config import DataConfig
 from fabric.data.disk import default_cache_root
 from fabric.job.document import JobError
 from fabric.job.load import Job, load_job
@@ -41,7 +43,7 @@ class PlannedRow:
     point: str
     seed: int
     id: str
-    state: str  # new, finished, stopped, failed, interrupted, duplicate
+    state: str  # new, finished (maybe under other numerics), stopped, failed, interrupted, duplicate
     tokens: int
 
 
@@ -93,7 +95,12 @@ class Plan:
 
 
 def plan(
-    job: JobSource, *, scale: str | None = None, overrides: Iterable[str] = (), out: str | Path = "runs"
+    job: JobSource,
+    *,
+    scale: str | None = None,
+    overrides: Iterable[str] = (),
+    out: str | Path = "runs",
+    strict_numerics: bool = False,
 ) -> Plan:
     """What `fabric.sweep` with the same arguments would do; trains nothing and writes no record.
 
@@ -101,7 +108,7 @@ def plan(
     """
     loaded = load_job(job, scale, overrides)
     store = Store(out_root(loaded, out))
-    study = _dry_study(loaded, store, out)
+    study = _dry_study(loaded, store, out, strict_numerics)
     later = _placeholders(study)
     slots, excess = _slots(study)
     speed, speed_from = flops_per_second(store, study.base, min(slots.threads, cpu_count()))
@@ -126,17 +133,29 @@ def plan(
     )
 
 
-def _dry_study(job: Job, store: Store, out: str | Path) -> Study:
+def _dry_study(job: Job, store: Store, out: str | Path, strict: bool) -> Study:
     """The planner of a job that writes nothing below `out`; the hash of a large corpus is remembered where caches are
     already, else in the user's own cache folder."""
     folder = cache_root(out)
     root = folder if folder.is_dir() else default_cache_root()
-    key = cache(lambda config: data_key(config, root))
+    absent: set[str] = set()
+
+    @cache
+    def key(config: DataConfig) -> str:
+        if config.corpus.is_here(root):
+            return data_key(config, root)
+        absent.add(config.corpus.kind)
+        return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
+
     device: Literal["cpu", "cuda"] = "cuda" if job.config.resources.gpus_per_worker else "cpu"
-    study = Study(job, store, key, Machine(worker_threads(job), device), dry=True)
+    study = Study(job, store, key, Machine(worker_threads(job), device), dry=True, strict=strict)
     if not study.trials:
         raise JobError(
             [f"{job.name}: no phase's condition holds and none of its arms fits: nothing would be trained"]
+        )
+    if absent:
+        study.warnings.append(
+            "the text is not fetched yet: trial ids are not known, and every trial counts as new (the sweep fetches it)"
         )
     return study
 
@@ -176,11 +195,13 @@ def _rows(study: Study, phase: PhaseRun) -> list[PlannedRow]:
 
 def _state(study: Study, trial: Trial) -> str:
     """new, finished, stopped (by a rung), failed (it is tried again) or interrupted (it goes on)."""
-    status = study.store.trial(trial.id).status()
+    status = study.registry.record(trial).status()
     if status is None:
         return "new"
     if trial.end == "stopped":
         return "stopped"
+    if trial in study.registry.foreign:
+        return "finished, other numerics"
     return status.state if status.state in (FINISHED, FAILED) else "interrupted"
 
 
@@ -235,7 +256,7 @@ def _arm_cost(study: Study, phase: PhaseRun, arm: ArmRun) -> ArmCost:
 
 
 def _warnings(study: Study) -> list[str]:
-    found = list(study.warnings)
+    found = list(study.notes)
     for phase in study.phases:
         for arm in phase.arms:
             for text in model_warnings(arm.configuration.model, arm.configuration.data.seq_len):

@@ -12,9 +12,10 @@ from typing import Any
 
 from fabric.job.schema import SearchConfig
 from fabric.planning.choosing import mean_or_none
+from fabric.planning.registry import Registry
 from fabric.planning.stopping.base import Verdict
 from fabric.planning.tasks import PhaseRun, Trial
-from fabric.store import FAILED, FINISHED, Store
+from fabric.store import FAILED, FINISHED, TrialRecord
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ def groups(run: PhaseRun, search: SearchConfig) -> Iterator[Group]:
 
 
 class Rungs:
-    """The judge of a study's rungs on its store; with `dry`, nothing is written."""
+    """The judge of a study's rungs on its records."""
 
-    def __init__(self, study_id: str, search: SearchConfig, store: Store, dry: bool) -> None:
-        self.study_id, self.search, self.store, self.dry = study_id, search, store, dry
+    def __init__(self, registry: Registry) -> None:
+        self.registry, self.search = registry, registry.search
 
     def judge(self, run: PhaseRun) -> None:
         """Take every decision that is due in a phase; trials that waited for one are stopped or go back in line."""
@@ -84,13 +85,15 @@ class Rungs:
 
     def _apply(self, trial: Trial, rung: int, unit: str, verdict: Verdict) -> None:
         self._keep(
-            trial, rung, {**verdict.as_reason(), "stop": verdict.stop, "unit": unit, "study": self.study_id}
+            trial,
+            rung,
+            {**verdict.as_reason(), "stop": verdict.stop, "unit": unit, "study": self.registry.id},
         )
 
     def _keep(self, trial: Trial, rung: int, body: dict[str, Any]) -> None:
         trial.decisions[rung] = body
-        if not self.dry:
-            self.store.trial(trial.id).write_decision(f"{self.study_id}-{rung}", body)
+        if not self.registry.dry:
+            self.registry.record(trial).write_decision(f"{self.registry.id}-{rung}", body)
         if body["stop"] and trial.state in ("paused", "waiting", "leaving"):
             trial.state, trial.end = "ended", "stopped"
 
@@ -98,7 +101,9 @@ class Rungs:
 
     def _value(self, trial: Trial, rung: int) -> float | None:
         """The value at a rung; a trial that ended before it (converged, diverged) stands there with its end."""
-        return trial.rung_values[rung] if rung in trial.rung_values else last_value(self.store, trial)
+        return (
+            trial.rung_values[rung] if rung in trial.rung_values else last_value(self.registry.record(trial))
+        )
 
     def _passed_unseen(self, trial: Trial, rung: int) -> bool:
         """Whether a finished trial went past the rung without being looked at (it was trained by another study).
@@ -107,13 +112,13 @@ class Rungs:
         """
         if rung in trial.rung_values:
             return False
-        status = self.store.trial(trial.id).status()
+        status = self.registry.record(trial).status()
         return status is not None and ((status.final or {}).get("tokens") or 0) > rung
 
 
-def last_value(store: Store, trial: Trial) -> float | None:
+def last_value(record: TrialRecord) -> float | None:
     """A trial's final validation loss; None when it diverged or has none."""
-    status = store.trial(trial.id).status()
+    status = record.status()
     return (status.final or {}).get("val_loss") if status else None
 
 

@@ -7,9 +7,6 @@ job and store takes none anew and goes on where the last one was.
 
 from __future__ import annotations
 
-import hashlib
-import math
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -21,32 +18,37 @@ from fabric.planning.choosing import phase_decision, rate_decision
 from fabric.planning.conditions import Overrides, applies, check_phases, check_points
 from fabric.planning.expand import Arm, arms_of_phase, arms_of_search, nuisance_points
 from fabric.planning.match import MISMATCH_WARNED, matched_configuration
+from fabric.planning.registry import Registry
 from fabric.planning.rungs import Rungs, last_value
-from fabric.planning.tasks import Action, ArmRun, Machine, PhaseRun, Role, Task, Trial, headline
-from fabric.planning.trial import TrialSpec, canonical_json, described
+from fabric.planning.tasks import Action, ArmRun, Machine, PhaseRun, Task, Trial, headline
 from fabric.store import FINISHED, Store
 from models import flops_per_token, n_params, state_bytes
 from models.parts import nearest
 
 __all__ = ["Action", "ArmRun", "Machine", "PhaseRun", "Study", "Task", "Trial"]
 
-PATH_FREE = {"minimal_pairs": None}
-
 
 class Study:
     """The planner of one job at one scale on one store.
 
     `data_key` gives the content key of a data configuration (see `fabric.data.data_key`). With `dry`, nothing is
-    written: this is what `fabric plan` uses. Raises JobError for a mistake in any arm of any phase.
+    written: this is what `fabric plan` uses. With `strict`, only what was trained under this machine's numerics
+    counts (versions, instruction set, threads): the rest is trained again, in a study of its own. Raises JobError
+    for a mistake in any arm of any phase.
     """
 
     def __init__(
-        self, job: Job, store: Store, data_key: Callable[[Any], str], machine: Machine, *, dry: bool = False
+        self,
+        job: Job,
+        store: Store,
+        data_key: Callable[[Any], str],
+        machine: Machine,
+        *,
+        dry: bool = False,
+        strict: bool = False,
     ) -> None:
-        self.job, self.store, self.machine, self.dry = job, store, machine, dry
+        self.job, self.store, self.dry = job, store, dry
         self.search = job.config.search
-        self._data_key = data_key
-        self.trials: dict[str, Trial] = {}
         self.phases: list[PhaseRun] = []
         self.warnings: list[str] = []
         self.skipped: list[str] = []
@@ -54,42 +56,12 @@ class Study:
         self.points = nuisance_points(job)
         self._carried = [Arm("")]
         self._check()
-        self.id = self._study_id()
-        self.rungs = Rungs(self.id, self.search, store, dry)
-        self._record("job", self._job_body())
+        self.registry = Registry(job, store, data_key, machine, dry=dry, strict=strict)
+        self.id, self.trials = self.registry.id, self.registry.trials
+        self.rungs = Rungs(self.registry)
         self._tested: set[str] = set()
         self.untested: set[str] = set()  # trials whose test split could not be read
         self._open_next_phase()
-
-    # -- identity and records ------------------------------------------------------------------------------
-
-    def _study_id(self) -> str:
-        """A hash of what is compared and how; not of names, resources or cadences."""
-        probe = self._spec(self.base, seed=0)
-        evaluate = described(probe.evaluate.model_copy(update=PATH_FREE))
-        body = [probe.identity(), described(self.search), evaluate]
-        return hashlib.sha256(canonical_json(body).encode()).hexdigest()[:12]
-
-    def _job_body(self) -> dict[str, Any]:
-        select = self.search.select.model_dump(mode="json")
-        head = {"name": self.job.name, "scale": self.job.scale, "study": self.id, "created": time.time()}
-        return {**head, "select": select, "job": self.job.document.data}
-
-    def _spec(self, configuration: Configuration, seed: int) -> TrialSpec:
-        return TrialSpec(
-            model=configuration.model,
-            data=configuration.data,
-            data_key=self._data_key(configuration.data),
-            train=configuration.train,
-            evaluate=configuration.evaluate,
-            seed=seed,
-            threads=self.machine.threads,
-            device=self.machine.device,
-        )
-
-    def _record(self, name: str, body: Mapping[str, Any]) -> None:
-        if not self.dry:
-            self.store.write_study(self.id, name, body)
 
     # -- the job, checked -------------------------------------------------------------------------------------
 
@@ -118,6 +90,18 @@ class Study:
         return matched_configuration(self.job, self.job.configure(overrides), self.base)
 
     # -- phases ---------------------------------------------------------------------------------------------
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know: the warnings, and finished trials that were trained under other numerics."""
+        if not (foreign := len(self.registry.foreign)):
+            return self.warnings
+        were = "trial was" if foreign == 1 else "trials were"
+        return [
+            *self.warnings,
+            f"{foreign} finished {were} trained under other numerics (versions, instructions or threads) than this "
+            "machine's; --strict-numerics trains them again",
+        ]
 
     @property
     def phase_names(self) -> list[str]:
@@ -200,66 +184,22 @@ class Study:
         run = ArmRun(arm, index, configuration, mismatch, points)
         if len(points) > 1:
             seeds = self.search.tuning_seeds
-            run.tuning = [self._trial(run, phase, p, "tuning", s) for p in points for s in seeds]
+            run.tuning = [self.registry.trial(run, phase, p, "tuning", s) for p in points for s in seeds]
         return run
 
     # -- trials -----------------------------------------------------------------------------------------------
-
-    def _planned(self, run: ArmRun, phase: str, point: str, role: Role, seed: int) -> Trial:
-        spec = self._spec(run.configurations[point], seed)
-        judged = role == "tuning" or self.search.compete == "arms"
-        rungs = self._rungs_of(spec) if judged else ()
-        return Trial(spec, spec.id, phase, run.arm.name, point, role, seed, rungs)
-
-    def _trial(self, run: ArmRun, phase: str, point: str, role: Role, seed: int) -> Trial:
-        """A trial of this study; the same configuration and seed under another name is trained once."""
-        trial = self._planned(run, phase, point, role, seed)
-        known = self.trials.setdefault(trial.id, trial)
-        if known is trial:
-            self._look_up(trial)
-        return known
 
     def preview(self, phase: PhaseRun, arm: ArmRun) -> list[Trial]:
         """What an arm's main trials would be with its first point (the rate is not chosen yet); none is kept."""
         if arm.out:
             return []
         point = next(iter(arm.configurations))
-        return [self._planned(arm, phase.name, point, "main", s) for s in self.search.seeds]
-
-    def _rungs_of(self, spec: TrialSpec) -> tuple[int, ...]:
-        """The rule's rungs, moved up to whole steps."""
-        per_step = spec.train.batch_size * spec.data.seq_len
-        n_steps = spec.train.n_steps(spec.data.seq_len, n_params(spec.model))
-        rungs = self.search.scheduler.rungs(n_steps * per_step)
-        steps = sorted({min(math.ceil(r / per_step), n_steps) for r in rungs} - {n_steps})
-        return tuple(s * per_step for s in steps)
-
-    def _look_up(self, trial: Trial) -> None:
-        """Take over what the store knows: the end, the decisions taken, the values seen at rungs."""
-        record = self.store.trial(trial.id)
-        for rung in trial.rungs:
-            if decision := record.decision(f"{self.id}-{rung}"):
-                trial.decisions[rung] = decision
-        status = record.status()
-        if status is None:
-            return
-        self._values_from(trial, record.metrics() if trial.rungs else [])
-        if status.state == FINISHED:
-            trial.state, trial.end = "ended", "finished"
-        elif trial.is_stopped:
-            trial.state, trial.end = "ended", "stopped"
-        elif trial.is_undecided:
-            trial.state = "paused"
-
-    def _values_from(self, trial: Trial, rows: list[dict[str, Any]]) -> None:
-        for row in rows:
-            if row.get("tokens") in trial.rungs and "val_loss" in row:
-                trial.rung_values[row["tokens"]] = row["val_loss"]
+        return [self.registry.planned(arm, phase.name, point, "main", s) for s in self.search.seeds]
 
     def _note_plan(self, run: PhaseRun) -> None:
         arms = [self._arm_body(a) for a in run.arms]
         body = {"phase": run.name, "index": run.index, "baseline": run.baseline, "arms": arms}
-        self._record(f"plan-{run.index}", body)
+        self.registry.write(f"plan-{run.index}", body)
 
     def _arm_body(self, run: ArmRun) -> dict[str, Any]:
         model, seq_len = run.configuration.model, run.configuration.data.seq_len
@@ -270,7 +210,7 @@ class Study:
             "n_params": n_params(model),
             "flops_per_token": 3 * flops_per_token(model, seq_len),
             "state_bytes": state_bytes(model, seq_len, 2),
-            "tuning": [{"id": t.id, "point": t.point, "seed": t.seed} for t in run.tuning],
+            "tuning": [{"point": t.point, **t.reference()} for t in run.tuning],
         }
 
     # -- what a runner asks -----------------------------------------------------------------------------------
@@ -312,7 +252,7 @@ class Study:
         """Whether a trial's test split has been read, or never will be (it diverged, failed or was stopped)."""
         if trial.end != FINISHED:
             return True
-        record = self.store.trial(trial.id)
+        record = self.registry.record(trial)
         status = record.status()
         diverged = status is None or (status.reason or {}).get("kind") == "diverged"
         return diverged or record.evaluation(test_key(trial.spec)) is not None
@@ -349,11 +289,11 @@ class Study:
     def ended(self, trial_id: str, error: str | None = None, out_of_memory: bool = False) -> None:
         """A worker let go of a trial: because it finished, was told to, or failed with `error`."""
         trial = self.trials[trial_id]
-        record = self.store.trial(trial_id)
+        record = self.registry.record(trial)
         status = record.status()
         if status is not None and status.state == FINISHED:
             trial.state, trial.end = "ended", "finished"
-            self._values_from(trial, record.metrics() if trial.rungs else [])
+            self.registry.note_values(trial)
             if not self.dry and status.attempt > 1:
                 record.drop_older_checkpoints()
         elif trial.state == "leaving":
@@ -376,9 +316,9 @@ class Study:
             self.warnings.append(f"{where}: the test split was not read: {headline(error)}")
 
     def _failed(self, trial: Trial, error: str | None, out_of_memory: bool) -> None:
-        self._note_failure(trial, error)
+        self.registry.note_failure(trial, error)
         # A smaller micro-batch is another try, not a repetition: it does not count as one.
-        if not (out_of_memory and self._halve_micro_batch(trial)):
+        if not (out_of_memory and self.registry.halve_micro_batch(trial)):
             trial.failures += 1
         if trial.failures <= self.job.config.resources.max_retries:
             trial.state = "waiting"
@@ -386,30 +326,6 @@ class Study:
         trial.state, trial.end = "ended", "failed"
         where = f"{trial.phase}/{trial.arm} {trial.point}".rstrip()
         self.warnings.append(f"{where} seed {trial.seed} failed: {headline(error or 'its worker died')}")
-
-    def _note_failure(self, trial: Trial, error: str | None) -> None:
-        """Record why an attempt failed: a killed worker's last word is that it runs."""
-        if not self.dry:
-            record = self.store.trial(trial.id)
-            attempt = max(record.attempt_numbers(), default=0)
-            body = {"failed_attempt": attempt, "error": error or "no message", "study": self.id}
-            record.write_decision(f"{self.id}-failure-{attempt}", body)
-
-    def _halve_micro_batch(self, trial: Trial) -> bool:
-        """Decide a smaller micro-batch; False when it cannot be smaller."""
-        now = self.micro_batch_size(trial) or trial.spec.train.micro_batch_size or trial.spec.train.batch_size
-        if now == 1:
-            return False
-        smaller = next(m for m in range(now // 2, 0, -1) if trial.spec.train.batch_size % m == 0)
-        if not self.dry:
-            body = {"micro_batch_size": smaller, "because": "the worker ran out of memory"}
-            self.store.trial(trial.id).write_decision(f"{self.id}-memory-{smaller:09d}", body)
-        return True
-
-    def micro_batch_size(self, trial: Trial) -> int | None:
-        """The micro-batch decided after running out of memory, or None."""
-        decisions = self.store.trial(trial.id).decisions(f"{self.id}-memory-")
-        return min((int(d["micro_batch_size"]) for d in decisions), default=None)
 
     # -- decisions --------------------------------------------------------------------------------------------
 
@@ -425,19 +341,19 @@ class Study:
             if self._known_rate(run, arm) or all(t.state == "ended" for t in arm.tuning):
                 self._choose_rate(run, arm)
         self.rungs.judge(run)
-        if self.store.study(self.id, f"decision-{run.index}") is not None or (
+        if self.registry.read(f"decision-{run.index}") is not None or (
             all(a.is_settled for a in run.arms) and all(t.state == "ended" for t in run.main())
         ):
             self._decide(run)
 
     def _known_rate(self, run: PhaseRun, arm: ArmRun) -> bool:
-        return not arm.is_settled and self.store.study(self.id, f"rate-{run.index}-{arm.index}") is not None
+        return not arm.is_settled and self.registry.read(f"rate-{run.index}-{arm.index}") is not None
 
     def _choose_rate(self, run: PhaseRun, arm: ArmRun) -> None:
         if arm.is_settled:
             return
         name = f"rate-{run.index}-{arm.index}"
-        taken = self.store.study(self.id, name)
+        taken = self.registry.read(name)
         if taken is None:
             taken = rate_decision(arm, self.points, len(self.search.tuning_seeds), self._last_value)
         point = taken["point"]
@@ -445,22 +361,22 @@ class Study:
             arm.out = True
             self.warnings.append(f"{run.name}/{arm.arm.name}: no rate trained to its end; the arm is out")
         else:
-            arm.main = [self._trial(arm, run.name, point, "main", s) for s in self.search.seeds]
-            taken = {**taken, "trials": [{"id": t.id, "seed": t.seed} for t in arm.main]}
+            arm.main = [self.registry.trial(arm, run.name, point, "main", s) for s in self.search.seeds]
+            taken = {**taken, "trials": [t.reference() for t in arm.main]}
         if taken.get("warning"):
             self.warnings.append(f"{run.name}/{arm.arm.name}: {taken['warning']}")
-        self._record(name, {"arm": arm.arm.name, **taken})
+        self.registry.write(name, {"arm": arm.arm.name, **taken})
 
     def _decide(self, run: PhaseRun) -> None:
         name = f"decision-{run.index}"
-        taken = self.store.study(self.id, name)
+        taken = self.registry.read(name)
         if taken is None:
             bodies = [self._arm_body(a) for a in run.arms]
             taken = phase_decision(run, bodies, self.search.select, self._last_value)
-            self._record(name, taken)
+            self.registry.write(name, taken)
         run.decision = taken
         by_name = {a.arm.name: a.arm for a in run.arms}
         self._carried = [by_name[n] for n in taken["kept"] or [taken["winner"]]]
 
     def _last_value(self, trial: Trial) -> float | None:
-        return last_value(self.store, trial)
+        return last_value(self.registry.record(trial))

@@ -26,7 +26,8 @@ class Trial:
     """A planned trial and where it stands in this run.
 
     `state`: *waiting* for a place; *running*; *leaving* (told to pause, its worker has not let go yet); *paused*
-    until its rung is decided; *ended* as `end` says.
+    until its rung is decided; *ended* as `end` says. `numerics` is the fingerprint its attempts must have to count;
+    None takes any.
     """
 
     spec: TrialSpec
@@ -37,11 +38,17 @@ class Trial:
     role: Role
     seed: int
     rungs: tuple[int, ...] = ()  # in tokens
+    numerics: str | None = None
     state: Literal["waiting", "running", "leaving", "paused", "ended"] = "waiting"
     end: Literal["finished", "stopped", "failed"] | None = None
     failures: int = 0
     rung_values: dict[int, float | None] = field(default_factory=dict)
     decisions: dict[int, dict[str, Any]] = field(default_factory=dict)  # by rung
+
+    def reference(self) -> dict[str, Any]:
+        """How a study's records name it."""
+        strict = {} if self.numerics is None else {"numerics": self.numerics}
+        return {"id": self.id, "seed": self.seed, **strict}
 
     @property
     def is_stopped(self) -> bool:

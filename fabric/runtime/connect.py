@@ -29,13 +29,15 @@ ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # reading the test split reports no validation loss
     "TUNE_MAX_PENDING_TRIALS_PG": "64",  # our searcher limits; Tune's one at a time opens slots one after another
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
-    "RAY_preload_python_modules": "torch,fabric.runtime.worker",
+    # What an actor and its first trial need; torch's optimizers load the compiler when the first one is made.
+    "RAY_preload_python_modules": "torch,torch._dynamo,ray.tune,fabric.runtime.worker",
     "RAY_memory_monitor_refresh_ms": "250",
 }
 # For a cluster of our own, which never comes back: its head is gone when it does not answer for this long.
 OWN_CLUSTER = {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
     "RAY_AUTH_MODE": "disabled",
+    "RAY_idle_worker_killing_time_threshold_ms": "3600000",  # the preloaded workers wait until there is data
     "RAY_worker_niceness": "0",  # at Ray's 15 whatever else the machine does comes first, also in what is measured
 }
 OBJECT_STORE_BYTES = 200 * 2**20

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune import Callback, Stopper
 from ray.tune.execution.tune_controller import TuneController
@@ -186,9 +187,14 @@ class RungScheduler(FIFOScheduler):
     def __init__(self, bridge: Bridge) -> None:
         super().__init__()
         self.bridge = bridge
+        self._has_begun = False
 
     def on_trial_add(self, tune_controller: TuneController, trial: TuneTrial) -> None:
         super().on_trial_add(tune_controller, trial)
+        if not self._has_begun:
+            self._has_begun = True
+            _keep_actors(tune_controller, trial, self.bridge.slots)
+            _use_preloaded_workers(tune_controller, trial)
         # Actors that end by themselves are not killed before; this is for those in mid-training at an interrupt.
         tune_controller._actor_force_cleanup_timeout = SECONDS_TO_STOP
 
@@ -197,6 +203,26 @@ class RungScheduler(FIFOScheduler):
     ) -> str:
         goes_on = self.bridge.reported(trial.trial_id, result)
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+
+def _keep_actors(controller: TuneController, trial: TuneTrial, n: int) -> None:
+    """Let as many idle actors live as trials may run at once, while a phase waits for its last ones.
+
+    Tune would keep one and end the others. A new one takes seconds to start, and is dropped again when the trial that
+    waits for it finds a warm one first: short trials would run one after the other from then on.
+    """
+    controller._actor_cache.increase_max(trial.placement_group_factory, n)
+
+
+def _use_preloaded_workers(controller: TuneController, trial: TuneTrial) -> None:
+    """Start actors in the workers that have everything imported, where the cluster is our own.
+
+    Tune gives its actors a runtime environment, of settings that our workers inherit anyway; for any environment Ray
+    starts new processes.
+    """
+    if not ray.get_runtime_context().runtime_env:
+        trainable = trial.get_trainable_cls()
+        controller._class_cache._cache[trainable] = ray.remote(trainable)
 
 
 class EndCallback(Callback):

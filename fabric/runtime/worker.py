@@ -46,7 +46,7 @@ def fabric_trial(config: dict[str, Any]) -> None:
 
 def perform(task: Mapping[str, Any], report: Any) -> None:
     """Do a task with any `report` function; the inline runner uses it without Ray."""
-    record = Store(task["store"]).trial(task["trial"])
+    record = Store(task["store"]).trial(task["trial"], task["numerics"])
     if record.spec() is None:
         raise RuntimeError(
             f"{record.prefix}/trial.json is missing below {task['store']}: is the folder shared?"

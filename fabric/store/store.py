@@ -2,7 +2,8 @@
 
     <root>/trials/<id>/trial.json                         what was to be trained
     <root>/trials/<id>/decisions/<study>-<n>.json         what the driver decided about it (stops, memory)
-    <root>/trials/<id>/evaluations/<key>.json             measurements outside the training run (the test split)
+    <root>/trials/<id>/evaluations/<key>.json             measurements outside the training run (the test split);
+                                                          <key>@<numerics> where only one fingerprint counts
     <root>/trials/<id>/attempts/<n>/provenance.json       who trains it: versions, machine, where it resumed from
     <root>/trials/<id>/attempts/<n>/metrics-<k>.jsonl     rows, in numbered segments
     <root>/trials/<id>/attempts/<n>/checkpoints/<step>/   files, then manifest.json: it exists when the manifest does
@@ -154,11 +155,15 @@ class Attempt:
 
 
 class TrialRecord:
-    """The reading end of a trial's record, and the place attempts start from."""
+    """The reading end of a trial's record, and the place attempts start from.
 
-    def __init__(self, objects: Objects, trial_id: str) -> None:
+    With `numerics`, a fingerprint (see `fabric.train.process.numerics`), attempts under any other are not seen.
+    """
+
+    def __init__(self, objects: Objects, trial_id: str, numerics: str | None = None) -> None:
         self.objects = objects
         self.id = trial_id
+        self.numerics = numerics
         self.prefix = f"trials/{trial_id}"
 
     def _json(self, key: str) -> Any:
@@ -178,12 +183,27 @@ class TrialRecord:
         return self._json(f"{self.prefix}/trial.json")
 
     def attempt_numbers(self) -> list[int]:
+        """The attempts that count, oldest first: none after the first that finished, whose numbers stand for good."""
+        counted = []
+        for number in self._all_attempts():
+            if self.numerics in (None, self.fingerprint(number)):
+                counted.append(number)
+                status = self._status_of(number)
+                if status is not None and status.state == FINISHED:
+                    break
+        return counted
+
+    def _all_attempts(self) -> list[int]:
         keys = self.objects.list(f"{self.prefix}/attempts")
         return sorted({int(k.split("/attempts/")[1].split("/")[0]) for k in keys})
 
+    def fingerprint(self, attempt: int) -> str | None:
+        """The numerics an attempt was trained under; None where it does not say."""
+        return ((self.provenance(attempt) or {}).get("numerics") or {}).get("fingerprint")
+
     def new_attempt(self, provenance: Mapping[str, Any]) -> Attempt:
         """Take the lease: the next free attempt number, by conditional create."""
-        number = (self.attempt_numbers() or [0])[-1] + 1
+        number = (self._all_attempts() or [0])[-1] + 1
         while not self.objects.create(
             f"{self.prefix}/attempts/{number}/provenance.json", dump_json(provenance, indent=1)
         ):
@@ -198,10 +218,8 @@ class TrialRecord:
         return self._json(f"{self.prefix}/attempts/{attempt}/{name}.json")
 
     def status(self) -> Status | None:
-        """The status that counts: a finished attempt's if there is one, else the newest attempt's."""
-        statuses = [s for n in self.attempt_numbers() if (s := self._status_of(n))]
-        finished = [s for s in statuses if s.state == FINISHED]
-        return next(reversed(finished or statuses), None)
+        """The status that counts: the finished attempt's if there is one, else the newest attempt's that has one."""
+        return next((s for n in reversed(self.attempt_numbers()) if (s := self._status_of(n))), None)
 
     def _status_of(self, attempt: int) -> Status | None:
         body = self._json(f"{self.prefix}/attempts/{attempt}/status.json")
@@ -214,14 +232,14 @@ class TrialRecord:
     def checkpoints(self) -> list[Checkpoint]:
         """All complete checkpoints, oldest step first (of equal steps the newest attempt last)."""
         found = []
-        for key in self.objects.list(f"{self.prefix}/attempts"):
-            if not key.endswith("/manifest.json"):
-                continue
-            body = self._json(key)
-            if isinstance(body, dict) and {"step", "files", "meta"} <= body.keys():
-                attempt = int(key.split("/attempts/")[1].split("/")[0])
-                prefix = key.rsplit("/", 1)[0]
-                found.append(Checkpoint(attempt, body["step"], prefix, body["files"], body["meta"]))
+        for attempt in self.attempt_numbers():
+            for key in self.objects.list(f"{self.prefix}/attempts/{attempt}/checkpoints"):
+                if not key.endswith("/manifest.json"):
+                    continue
+                body = self._json(key)
+                if isinstance(body, dict) and {"step", "files", "meta"} <= body.keys():
+                    prefix = key.rsplit("/", 1)[0]
+                    found.append(Checkpoint(attempt, body["step"], prefix, body["files"], body["meta"]))
         return sorted(found, key=lambda c: (c.step, c.attempt))
 
     def read_checkpoint(self, checkpoint: Checkpoint) -> dict[str, bytes] | None:
@@ -268,19 +286,26 @@ class TrialRecord:
 
     def write_evaluation(self, key: str, result: Mapping[str, Any]) -> None:
         """Keep a measurement, once: a second reading of the test split is not taken."""
-        self.objects.create(f"{self.prefix}/evaluations/{key}.json", dump_json(result, indent=1))
+        self.objects.create(
+            f"{self.prefix}/evaluations/{key}{self._suffix}.json", dump_json(result, indent=1)
+        )
 
     def evaluation(self, key: str) -> dict[str, Any] | None:
-        return self._json(f"{self.prefix}/evaluations/{key}.json")
+        return self._json(f"{self.prefix}/evaluations/{key}{self._suffix}.json")
+
+    def evaluation_keys(self) -> list[str]:
+        """The keys of what was measured."""
+        names = [k.rsplit("/", 1)[1] for k in self.objects.list(f"{self.prefix}/evaluations")]
+        keys = [n.removesuffix(".json").partition("@") for n in names]
+        return [key for key, at, numerics in keys if at + numerics == self._suffix]
+
+    @property
+    def _suffix(self) -> str:
+        return "" if self.numerics is None else f"@{self.numerics}"
 
     def write_decision(self, name: str, decision: Mapping[str, Any]) -> bool:
         """Record a decision of the driver about this trial; False when it was taken before."""
         return self.objects.create(f"{self.prefix}/decisions/{name}.json", dump_json(decision, indent=1))
-
-    def evaluation_keys(self) -> list[str]:
-        return [
-            k.rsplit("/", 1)[1].removesuffix(".json") for k in self.objects.list(f"{self.prefix}/evaluations")
-        ]
 
     def decisions(self, study: str = "") -> list[dict[str, Any]]:
         """The decisions about this trial, of one study or of all, in the order of their names."""
@@ -299,8 +324,8 @@ class Store:
         self.root = Path(root)
         self.objects = objects or LocalObjects(self.root)
 
-    def trial(self, trial_id: str) -> TrialRecord:
-        return TrialRecord(self.objects, trial_id)
+    def trial(self, trial_id: str, numerics: str | None = None) -> TrialRecord:
+        return TrialRecord(self.objects, trial_id, numerics)
 
     def trial_ids(self) -> list[str]:
         keys = [k for k in self.objects.list("trials") if k.endswith("/trial.json")]

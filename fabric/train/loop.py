@@ -60,6 +60,11 @@ def run(
     newest = newest_checkpoint(record)
     resumed = (newest[0].step, newest[0].attempt) if newest else (0, None)
     who = {**(provenance or {}), **process.provenance(trial)}
+    if record.numerics not in (None, who["numerics"]["fingerprint"]):
+        raise ValueError(
+            f"this process computes under numerics {who['numerics']}, the sweep asked for fingerprint "
+            f"{record.numerics} (--strict-numerics needs one kind of machine); run without it, or on one kind"
+        )
     attempt = record.new_attempt({**who, "resumed_step": resumed[0], "resumed_attempt": resumed[1]})
     training: _Training | None = None
     try:
@@ -261,9 +266,10 @@ class _Training:
         row = {**self.engine.row(), "val_loss": None}
         if reason["kind"] != "diverged":
             with process.rng_kept():
-                metrics, samples = self.engine.fitting(self._final_metrics)
+                metrics, beside = self.engine.fitting(self._final_metrics)
             row |= metrics
-            self.attempt.write_json("samples", samples)
+            for name, value in beside.items():
+                self.attempt.write_json(name, value)
         row |= self.engine.figures()
         row["events"] = self.engine.state.events
         self.recorder.add(row)
@@ -274,7 +280,7 @@ class _Training:
         self.report(dict(final))
         return Outcome(FINISHED, reason, step, final)
 
-    def _final_metrics(self, batch_size: int) -> tuple[dict[str, Any], list[str]]:
+    def _final_metrics(self, batch_size: int) -> tuple[dict[str, Any], dict[str, Any]]:
         from fabric.evaluate.final import final_metrics
 
         return final_metrics(

@@ -97,6 +97,8 @@ def test_a_diverged_baseline_gives_way_to_the_lowest_mean():
     gone = arm("base", [3.0, 3.0, math.inf])
     found = decide([gone, WORSE, BETTER], "base")
     assert (found.winner, found.verdict["base"]) == ("good", "diverged")
+    assert found.verdict["good"] == found.verdict["bad"] == "not compared, the baseline diverged"
+    assert found.comparisons == {}, "no difference is claimed to runs that did not come to their end"
     alone = decide([gone, arm("x", {}, diverged=1)], "base")
     assert (alone.winner, alone.kept) == ("base", ("base",))
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from fabric.evaluate.config import SamplesConfig
 from fabric.evaluate.lm import evaluating
-from fabric.evaluate.minimal_pairs import minimal_pairs_accuracy, read_pairs
+from fabric.evaluate.minimal_pairs import paradigm_accuracy, read_pairs
 from fabric.evaluate.recall import recall
 from fabric.evaluate.samples import diversity, draw, ngrams
 
@@ -116,14 +116,14 @@ def test_pairs_are_scored_by_their_likelihood(cache, tmp_path):
     counts = np.bincount(cache.tokens("train"), minlength=cache.vocab_size)
     write_rows(tmp_path / "p" / "right.jsonl", [pair("aaaa", "zzzz"), pair("aa", "zq"), pair("a a", "zzz")])
     write_rows(tmp_path / "p" / "half.jsonl", [pair("zzzz", "aaaa"), pair("aaaa", "zzzz")])
-    found = minimal_pairs_accuracy(Unigram(counts), cache.tokenizer(), tmp_path / "p")
-    assert found == pytest.approx((1.0 + 0.5) / 2)  # the mean over paradigms, not over pairs
+    found = paradigm_accuracy(Unigram(counts), cache.tokenizer(), tmp_path / "p")
+    assert found == {"half": 0.5, "right": 1.0}
 
 
 def test_a_tie_is_wrong(cache, model, tmp_path):
     file = write_rows(tmp_path / "tie.jsonl", [pair("the cat", "the cat")])
     with evaluating(model):
-        assert minimal_pairs_accuracy(model, cache.tokenizer(), file) == 0.0
+        assert paradigm_accuracy(model, cache.tokenizer(), file) == {"tie": 0.0}
 
 
 def sentences(n: int) -> list[dict]:
@@ -153,7 +153,7 @@ def test_scores_are_those_of_single_sentences(cache, model, tmp_path):
 
             minimal_pairs._nats = noting
             try:
-                share = minimal_pairs_accuracy(model, tokenizer, file, batch_size=size)
+                share = paradigm_accuracy(model, tokenizer, file, batch_size=size)
             finally:
                 minimal_pairs._nats = original
             single = {}
@@ -169,7 +169,7 @@ def test_scores_are_those_of_single_sentences(cache, model, tmp_path):
                     for r in rows
                 ]
             )
-            assert share == expected
+            assert share == {"x": expected}
     assert seen[1].keys() == seen[3].keys() == seen[32].keys()
 
 
@@ -177,9 +177,9 @@ def test_sentences_longer_than_the_model_give_none(cache, tmp_path):
     short = Unigram(np.ones(cache.vocab_size))
     short.config.max_seq_len = 8
     file = write_rows(tmp_path / "x.jsonl", [pair("12345678", "1234567")])
-    assert minimal_pairs_accuracy(short, cache.tokenizer(), file) is not None
+    assert paradigm_accuracy(short, cache.tokenizer(), file) is not None
     write_rows(file, [pair("123456789", "1234567")])
-    assert minimal_pairs_accuracy(short, cache.tokenizer(), file) is None
+    assert paradigm_accuracy(short, cache.tokenizer(), file) is None
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_blimp_is_read_and_scored(cache, model):
     assert len(paradigms) == 67
     name = sorted(paradigms)[0]
     with evaluating(model):
-        share = minimal_pairs_accuracy(model, cache.tokenizer(), folder / f"{name}.jsonl")
-    assert 0.2 < share < 0.8  # an untrained model guesses
+        share = paradigm_accuracy(model, cache.tokenizer(), folder / f"{name}.jsonl")
+    assert 0.2 < share[name] < 0.8  # an untrained model guesses
 
 
 def test_ngrams_and_diversity_by_hand():

@@ -23,9 +23,14 @@ FULL = EvaluateConfig(lengths=(16, 64), batch_sizes=(1, 2), samples={"n": 4, "to
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    file = tmp_path / "pairs.jsonl"
-    file.write_text('{"sentence_good": "the cat sat", "sentence_bad": "sat cat the"}\n')
-    return file
+    """Two paradigms, of which the larger one is decided the other way round: the mean is over paradigms."""
+    row = '{"sentence_good": "the cat sat", "sentence_bad": "sat cat the"}\n'
+    turned = '{"sentence_good": "sat cat the", "sentence_bad": "the cat sat"}\n'
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    (folder / "one.jsonl").write_text(row)
+    (folder / "three.jsonl").write_text(3 * turned)
+    return folder
 
 
 def measure(model, cache, config, batch_size=8, precision="fp32"):
@@ -39,7 +44,10 @@ def is_speed(key: str) -> bool:
 
 
 def test_every_key_is_a_known_metric(model, cache, pairs):
-    metrics, texts = measure(model, cache, FULL.model_copy(update={"minimal_pairs": pairs}))
+    metrics, beside = measure(model, cache, FULL.model_copy(update={"minimal_pairs": pairs}))
+    texts = beside["samples"]
+    assert sorted(beside["minimal_pairs"].values()) == [0.0, 1.0]
+    assert metrics["minimal_pairs_accuracy"] == 0.5, "the mean over paradigms, not over pairs"
     assert [k for k in metrics if metric_info(k) is None] == []
     assert [k for k, v in metrics.items() if v is None or not np.isfinite(v)] == []
     assert len(texts) == 4
@@ -50,15 +58,15 @@ def test_every_key_is_a_known_metric(model, cache, pairs):
 
 def test_what_is_not_asked_for_is_not_measured(model, cache):
     bare = EvaluateConfig(recall=False, samples=None)
-    metrics, texts = measure(model, cache, bare)
+    metrics, beside = measure(model, cache, bare)
     assert set(metrics) == {"val_loss", "val_perplexity", "val_bits_per_byte", "state_bytes_per_token"}
-    assert texts == []
+    assert beside == {}
 
 
 def test_batch_size_changes_nothing_but_speeds(model, cache, pairs):
     config = FULL.model_copy(update={"minimal_pairs": pairs})
-    (a, texts_a), (b, texts_b) = measure(model, cache, config, 1), measure(model, cache, config, 7)
-    assert texts_a == texts_b
+    (a, beside_a), (b, beside_b) = measure(model, cache, config, 1), measure(model, cache, config, 7)
+    assert beside_a == beside_b
     assert a.keys() == b.keys()
     for key in a:
         if not is_speed(key):
@@ -92,9 +100,9 @@ def test_lengths_beyond_the_model_or_the_split_are_none(model, cache):
 
 
 def test_samples_and_recall_that_do_not_fit_are_none(model, cache):
-    metrics, texts = measure(model, cache, EvaluateConfig(samples={"n": 1, "tokens": 500}))
+    metrics, beside = measure(model, cache, EvaluateConfig(samples={"n": 1, "tokens": 500}))
     assert metrics["distinct_1"] is None
-    assert texts == []
+    assert beside["samples"] == []
     short, _ = final_metrics(
         model, cache, EvaluateConfig(samples=None), seq_len=3, batch_size=8, seed=0, precision="fp32"
     )

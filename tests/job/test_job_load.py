@@ -102,6 +102,10 @@ def test_heads_that_do_not_divide_are_found_in_a_preset_too(tmp_path: Path) -> N
         ("train=3", ["base.train = 3", "must be a mapping"]),
         ("search.phases.norm.keep=2", ["search"]),
         ("train.tokens=[1", ["not a YAML value"]),
+        ("evaluate.lengths=[64, 4096]", ["evaluate.lengths[1]", "4096 tokens", "max_seq_len=1024"]),
+        ("evaluate.lengths=[1]", ["evaluate.lengths[0]", "greater than or equal to 2"]),
+        ("evaluate.samples.tokens=1024", ["evaluate.samples.tokens", "1025 tokens", "max_seq_len=1024"]),
+        ("evaluate.samples.temperature=0", ["the same text 16 times", "set n to 1"]),
     ],
 )
 def test_a_bad_override_is_explained(tmp_path: Path, override: str, words: list[str]) -> None:

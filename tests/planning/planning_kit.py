@@ -13,7 +13,9 @@ from fabric.evaluate.test import test_key
 from fabric.job.load import Job, load_job
 from fabric.planning.cost import training_tokens
 from fabric.planning.study import Machine, Study, Task, Trial
+from fabric.planning.trial import TrialSpec
 from fabric.store import FAILED, FINISHED, RUNNING, STOPPED, Attempt, Store
+from fabric.train.process import numerics
 
 BASE: dict[str, Any] = {
     "model": {
@@ -70,6 +72,11 @@ def memory_store() -> Store:
     return Store(Path("/nowhere"), MemoryObjects())
 
 
+def fingerprint(spec: TrialSpec) -> str:
+    """This machine's."""
+    return str(numerics(spec)["fingerprint"])
+
+
 def study_of(job: Job, store: Store, **options: Any) -> Study:
     """A study whose data's key is fixed."""
     return Study(job, store, lambda data: "0" * 64, Machine(), **options)
@@ -94,9 +101,15 @@ class Runner:
     """Works a study off as actors would, event by event; what a worker writes is on disk before it is reported."""
 
     def __init__(
-        self, study: Study, loss: Loss = bowl, slots: int = 1, rng: random.Random | None = None
+        self,
+        study: Study,
+        loss: Loss = bowl,
+        slots: int = 1,
+        rng: random.Random | None = None,
+        numerics: str | None = None,
     ) -> None:
         self.study, self.loss, self.slots = study, loss, slots
+        self.numerics = numerics  # the fingerprint of its workers; None is this machine's
         self.rng = rng or random.Random(0)
         self.busy: dict[str, tuple[Task, Attempt]] = {}
         self.leaving: list[tuple[Task, str | None]] = []
@@ -135,7 +148,7 @@ class Runner:
             return
         assert task.trial.id not in self.busy, "the same trial twice at once"
         assert all(t.trial.id != task.trial.id for t, _ in self.leaving), "its last worker has not left"
-        record = self.study.store.trial(task.trial.id)
+        record = self.study.registry.record(task.trial)
         if task.kind == "test":
             self.tests.append(task.trial.id)
             record.write_evaluation(test_key(task.trial.spec), {"test_loss": 1.0})
@@ -144,14 +157,15 @@ class Runner:
         record.write_spec(task.trial.spec.model_dump(mode="json"))
         before = record.status()
         died = before is not None and before.state == RUNNING
-        attempt = record.new_attempt({"resumed_step": self._done(task.trial)})
+        numerics = {"fingerprint": self.numerics or fingerprint(task.trial.spec)}
+        attempt = record.new_attempt({"resumed_step": self._done(task.trial), "numerics": numerics})
         attempt.write_status(RUNNING, 0)
         self.busy[task.trial.id] = (task, attempt)
         if died and self._done(task.trial):  # what may not have been delivered is reported again
             self._answer(task, record.metrics()[-1])
 
     def _done(self, trial: Trial) -> int:
-        rows = self.study.store.trial(trial.id).metrics()
+        rows = self.study.registry.record(trial).metrics()
         return rows[-1]["tokens"] if rows else 0
 
     def _step(self, trial_id: str) -> None:

@@ -327,11 +327,11 @@ def test_running_out_of_memory_halves_the_micro_batch_and_is_no_failure():
         task = study.next_task()
         assert task.trial is trial
         study.ended(trial.id, "the memory monitor killed it", out_of_memory=True)
-        sizes.append(study.micro_batch_size(trial))
+        sizes.append(study.registry.micro_batch_size(trial))
     assert sizes == [2, 1]
     again = study_of(study.job, store)
     task = again.next_task()
-    assert again.micro_batch_size(task.trial) == 1
+    assert again.registry.micro_batch_size(task.trial) == 1
     again.ended(task.trial.id, "the memory monitor killed it", out_of_memory=True)
     assert again.trials[trial.id].end == FAILED, "a micro-batch of one cannot be smaller"
 

@@ -58,7 +58,7 @@ def tune_sweep(body: dict[str, Any], out: Path, trainable: Any = fabric_trial, s
     root = out_root(loaded, out)
     heard = Heard()
     with driver_lock(root):
-        study = new_study(loaded, root, 1, out=out)
+        study = new_study(loaded, root, out)
         caches = Caches(out, heard)
         options = {"slots": slots, "cpus": 1, "gpus": 0, "root": root, "progress": heard, "caches": caches}
         assert run_study(study, trainable=trainable, **options)
@@ -131,6 +131,23 @@ def test_losses_do_not_depend_on_what_ran_before_in_the_actor(ray_session, tmp_p
     assert len(pids["a"]) == 2, "one before and one after the failed trial"
     failed = next(t for t in first.trials.values() if t.arm == "gqa")
     assert len(first.store.trial(failed.id).attempt_numbers()) == 2
+
+
+def test_both_actors_live_through_the_end_of_a_phase(ray_session, tmp_path):
+    """Three trials a phase on two slots: one actor is idle before each phase's end, and both work in the next one."""
+    phases = [
+        {"name": "a", "axes": [{"path": "model.norm_placement", "values": ["pre"]}]},
+        {"name": "b", "axes": [{"path": "model.mixer.qk_norm", "values": ["none", "head"]}]},
+        {"name": "c", "axes": [{"path": "model.ffn.d_ff", "values": [64, 96]}]},
+    ]
+    body = job(tmp_path, steps=30, search={"mode": "phases", "seeds": 3, "phases": phases})
+    study, _ = tune_sweep(body, tmp_path / "out", slots=2)
+    pids: dict[str, set[int]] = {}
+    for trial in study.trials.values():
+        pids.setdefault(trial.phase, set()).add(study.registry.record(trial).provenance(1)["pid"])
+    assert set(pids) == {"a", "b", "c"}
+    assert pids["a"] == pids["b"] == pids["c"]
+    assert len(pids["a"]) == 2
 
 
 def test_next_trial_begins_at_once(ray_session, tmp_path):
@@ -300,7 +317,7 @@ def test_synchronous_asha_decides_the_same_inline_and_with_tune(ray_session, tmp
     inline = fabric.sweep(body, out=tmp_path / "inline", runner="inline")
     assert table(study.store.root) == table(inline.root)
     assert losses(study.store) == losses(Store(inline.root))
-    again = new_study(load_job(body), inline.root, 1, out=tmp_path / "inline")
+    again = new_study(load_job(body), inline.root, tmp_path / "inline")
     assert verdicts(study) == verdicts(again), "the same inputs, values and cutoffs"
     by_rung: dict[tuple[str, int], list[bool]] = {}
     for (arm, _, rung), decision in verdicts(study).items():
@@ -398,7 +415,7 @@ def test_a_rung_reached_before_the_driver_died_is_decided_by_the_next_one(tmp_pa
     attempt = record.new_attempt({"resumed_step": last.step})
     reason = {"kind": "interrupted", "by": "SystemExit"} if said == "stopped" else None
     attempt.write_status(said, last.step, reason)
-    study = new_study(loaded, root, 1, out=tmp_path / "cut")
+    study = new_study(loaded, root, tmp_path / "cut")
     assert study.trials[first].state == "paused", "it is not trained past a rung that has not decided"
     done = fabric.sweep(body, out=tmp_path / "cut", runner="inline")
     assert table(done.root) == table(whole.root)

@@ -301,7 +301,7 @@ def test_samples_are_kept(prepared, store, monkeypatch):
     trial = make_trial(data, cache, steps=2)
     metrics = loop._Training._final_metrics
     monkeypatch.setattr(
-        loop._Training, "_final_metrics", lambda s, b: (metrics(s, b)[0], ["a text", "another"])
+        loop._Training, "_final_metrics", lambda s, b: (metrics(s, b)[0], {"samples": ["a text", "another"]})
     )
     record = store.trial(trial.id)
     loop.run(trial, record, cache)

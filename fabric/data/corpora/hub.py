@@ -37,19 +37,26 @@ class HubConfig(CorpusConfig):
         local = base_dir / Path(self.name).expanduser()
         return self.model_copy(update={"name": str(local.resolve())}) if local.is_dir() else self
 
+    def is_here(self, cache_root: Path) -> bool:
+        return self._kept(cache_root).is_dir()
+
     def sources(self, cache_root: Path) -> list[Source]:
         """The kept JSON Lines files, fetched when not there yet."""
-        wanted: dict[str, Any] = self.model_dump(mode="json")
-        if Path(self.name).is_dir():  # local data may change under its name
-            files = sorted(f for f in Path(self.name).rglob("*") if f.is_file())
-            wanted["files"] = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-        kept = cache_root / "corpora" / sha256_of(wanted)[:32]
+        kept = self._kept(cache_root)
         if not kept.is_dir():
             self._fetch(kept)
         return [
             Source(str(f), "jsonl", text_field="text", split=None if self.splits else published_split(f.stem))
             for f in sorted(kept.glob("*.jsonl"))
         ]
+
+    def _kept(self, cache_root: Path) -> Path:
+        """Where its files are, or will be."""
+        wanted: dict[str, Any] = self.model_dump(mode="json")
+        if Path(self.name).is_dir():  # local data may change under its name
+            files = sorted(f for f in Path(self.name).rglob("*") if f.is_file())
+            wanted["files"] = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+        return cache_root / "corpora" / sha256_of(wanted)[:32]
 
     def _fetch(self, kept: Path) -> None:
         """Stream the wanted splits into a folder beside `kept`, then rename it: whole or not there."""
