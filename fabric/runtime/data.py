@@ -31,7 +31,7 @@ def tokenize_with_ray(
 ) -> list[BlockCount]:
     """Tokenise every block in a Ray Data task; the counts in block order.
 
-    `n_blocks` is the number of Ray blocks the work is dealt into . Needs a Ray session
+    `n_blocks` is the number of Ray blocks the work is dealt into. Needs a Ray session
     whose workers see `work.folder`. Raises ValueError as `BlockWork.tokenise` does.
     """
     rows: list[dict[str, Any]] = []
