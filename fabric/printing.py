@@ -54,8 +54,11 @@ def print_plan(plan: Plan) -> None:
     if len(plan.trials) > MOST_ROWS:
         console.print(f"… and {len(plan.trials) - MOST_ROWS} more (--json lists all)")
     for later in plan.later:
+        condition = " and ".join(f"{path} is {_yaml(value)}" for path, value in later.when.items())
+        condition = f" (if {condition})" if condition else ""
         console.print(
-            f"later: {later.phase}, {later.n_arms} arms on what is adopted, {later.n_trials} trials"
+            f"later: {later.phase}{condition}, {later.n_arms} arms on what is adopted, "
+            f"at most {later.n_trials} trials"
         )
     arms = _table("phase", "arm", "parameters", "FLOPs/token", "state", "peak memory", "mismatch")
     for arm in plan.arms:
@@ -67,10 +70,11 @@ def print_plan(plan: Plan) -> None:
     console.print(arms)
     for warning in plan.warnings:
         console.print(f"warning: {warning}", style="yellow")
-    n_new = sum(r.state not in ("finished", "duplicate", "stopped") for r in plan.trials)
+    n_new = sum(not r.state.startswith(("finished", "duplicate", "stopped")) for r in plan.trials)
     console.print(f"{n_new} trials to train, {plan.slots} at once (limit: {plan.limit})")
     speed = f"{human_count(plan.speed)}FLOP/s a trial, from {plan.speed_from}"
-    console.print(f"about {human_seconds(plan.eta_seconds)} for {human_count(plan.flops)}FLOPs ({speed})")
+    bound = "at most about" if plan.later else "about"
+    console.print(f"{bound} {human_seconds(plan.eta_seconds)} for {human_count(plan.flops)}FLOPs ({speed})")
     console.print(f"records and checkpoints take {human_bytes(plan.disk_bytes)} of disk")
     detectable = (
         "unknown (no earlier runs of this size)" if plan.detectable is None else f"{plan.detectable:.4f} nats"

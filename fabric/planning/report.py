@@ -22,8 +22,9 @@ from fabric.planning.cost import (
     training_flops,
     training_tokens,
 )
-from fabric.planning.expand import arms_of_phase
+from fabric.planning.expand import Arm, arms_of_phase
 from fabric.planning.machine import Concurrency, cpu_count
+from fabric.planning.match import matched_configuration
 from fabric.planning.speed import flops_per_second
 from fabric.planning.study import ArmRun, Machine, PhaseRun, Study, Trial
 from fabric.planning.trial import TrialSpec
@@ -62,11 +63,16 @@ class ArmCost:
 
 @dataclass(frozen=True)
 class Placeholder:
-    """A phase that waits for the ones before it: how many trials it will have, at most and without tuning."""
+    """A phase that waits for the ones before it: how many arms it will have, and how many trials at most.
+
+    What is adopted by then is usually one of its arms, trained already: arms that are the job's base are not counted
+    as trials. `when` is the phase's condition; one that does not hold skips it.
+    """
 
     phase: str
     n_arms: int
     n_trials: int
+    when: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -210,13 +216,23 @@ def _placeholders(study: Study) -> list[Placeholder]:
     found, carried = [], study.phases[-1].keep if study.phases else 1
     opened = len(study.phases) + len(study.skipped)
     for index, phase in list(enumerate(study.search.phases))[opened:]:
-        n_arms = len(arms_of_phase(study.job, index, phase)) * carried
+        own = arms_of_phase(study.job, index, phase)
+        n_new = sum(not _is_base(study, arm) for arm in own) * carried
         per_arm = len(study.search.seeds)
         if len(study.points) > 1:
             per_arm += len(study.points) * len(study.search.tuning_seeds)
-        found.append(Placeholder(phase.name, n_arms, n_arms * per_arm))
+        found.append(Placeholder(phase.name, len(own) * carried, n_new * per_arm, dict(phase.when)))
         carried = phase.keep
     return found
+
+
+def _is_base(study: Study, arm: Arm) -> bool:
+    """Whether an arm sets only what the job's base has anyway."""
+    try:
+        configured = study.job.configure(arm.overrides)
+    except JobError:
+        return False  # it fits what an earlier phase may adopt
+    return matched_configuration(study.job, configured, study.base)[0] == study.base
 
 
 Cost = Callable[[TrialSpec], float]

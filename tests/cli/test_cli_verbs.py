@@ -104,6 +104,29 @@ def test_plan_marks_what_is_finished_and_what_is_double(cli, swept):
     assert [t["state"] for t in made["trials"]] == ["finished", "finished", "duplicate", "duplicate"]
 
 
+def test_what_another_machine_trained_is_marked_and_trained_again_when_asked(cli, swept, tmp_path):
+    out = tmp_path / "runs"
+    shutil.copytree(swept.out, out)
+    (victim, *_) = sorted((out / "tiny" / "trials").iterdir())
+    provenance = victim / "attempts" / "1" / "provenance.json"
+    body = json.loads(provenance.read_text())
+    body["numerics"]["fingerprint"] = "elsewhere"
+    provenance.write_text(json.dumps(body))
+    made = cli.json("plan", swept.job, "--out", out, "--json")
+    states = {t["id"]: t["state"] for t in made["trials"]}
+    assert states.pop(victim.name) == "finished, other numerics"
+    assert set(states.values()) == {"finished"}
+    assert any("1 finished trial was trained under other numerics" in w for w in made["warnings"])
+    assert "4 trials to train" not in cli("plan", swept.job, "--out", out)
+    assert "elsewhere" in cli("results", out / "tiny"), "the table says which arms are mixed"
+    strict = cli.json("plan", swept.job, "--out", out, "--json", "--strict-numerics")
+    assert {t["id"]: t["state"] for t in strict["trials"]} == {**states, victim.name: "new"}
+    cli("sweep", swept.job, "--out", out, "--inline", "--strict-numerics")
+    numbers = {p.name: len(list((p / "attempts").iterdir())) for p in (out / "tiny" / "trials").iterdir()}
+    assert numbers == {**dict.fromkeys(states, 1), victim.name: 2}, "only that one was trained again"
+    assert "elsewhere" not in cli("results", out / "tiny")
+
+
 def test_plan_counts_later_phases(cli, tmp_path):
     phases = (
         "search={mode: phases, seeds: 2, axes: [{path: train.optimizer.lr, values: [1e-3, 1e-2], role: nuisance}],"
@@ -113,7 +136,8 @@ def test_plan_counts_later_phases(cli, tmp_path):
     made = cli.json("plan", write_job(tmp_path), "--out", tmp_path / "x", "--json", "--set", phases)
     # Each arm: two rates on one tuning seed, two seeds of the result.
     assert len(made["trials"]) == 2 * (2 + 2)
-    assert made["later"] == [{"phase": "b", "n_arms": 4, "n_trials": 16}]
+    # Of the later phase's arms, `none` is what both kept ones have, trained by then.
+    assert made["later"] == [{"phase": "b", "n_arms": 4, "n_trials": 8, "when": {}}]
     best = [t for t in made["trials"] if t["point"] == "best rate"]
     assert {(t["id"], t["state"]) for t in best} == {("", "new")}
 
