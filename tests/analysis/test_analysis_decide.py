@@ -73,6 +73,10 @@ def test_a_cheaper_arm_is_adopted_only_within_the_margin():
     assert (found.winner, found.verdict["cheap"]) == ("cheap", "adopted for cost")
     assert found.comparisons["cheap"].high < 0.05
     assert decide([BASE, SAME], "base", margin=0.05).winner == "base"  # not cheaper
+    surely_worse = arm("cheap", [v + 0.01 for v in BASE.losses.values()], state=1.0)
+    assert decide([BASE, surely_worse], "base").verdict["cheap"] == "worse"
+    found = decide([BASE, surely_worse], "base", margin=0.05)
+    assert (found.winner, found.verdict["cheap"]) == ("cheap", "adopted for cost")
 
 
 def test_cheaper_means_state_first_then_flops():

@@ -6,6 +6,8 @@ import pytest
 import torch
 from train_kit import BATCH, SEQ_LEN, Reports, final_files, loop_state, losses, make_trial
 
+import models
+from fabric.data import Batches
 from fabric.job.metrics import METRICS
 from fabric.store import FAILED, FINISHED, RUNNING, STOPPED
 from fabric.train import checkpoint, loop
@@ -41,6 +43,22 @@ def test_a_whole_run(prepared, store):
     assert provenance["resumed_step"] == 0
     assert provenance["numerics"]["threads"] == 1
     assert provenance["data_key"] == cache.key
+
+
+def test_targets_are_the_tokens_that_follow_in_the_text(prepared, store):
+    """The loss of the first step, by hand: rows found again in the token stream, each token's successor its target."""
+    data, cache = prepared
+    trial = make_trial(data, cache, steps=2)
+    loop.run(trial, store.trial(trial.id), cache)
+    stream = torch.from_numpy(cache.tokens("train").astype("int64"))
+    rows = torch.from_numpy(Batches(cache, "train", SEQ_LEN, BATCH, trial.seed).batch(0))
+    starts = [i for row in rows for i in range(len(stream)) if torch.equal(stream[i : i + SEQ_LEN + 1], row)]
+    assert len(starts) >= BATCH, "a row is a piece of the text as it stands"
+    with torch.no_grad():
+        logits_BTV = models.build(trial.model, trial.seed)(rows[:, :SEQ_LEN]).logits
+    nll = -logits_BTV.double().log_softmax(-1)
+    by_hand = sum(nll[b, t, rows[b, t + 1]] for b in range(BATCH) for t in range(SEQ_LEN)) / TOKENS
+    assert losses(store.trial(trial.id))[0][1] == pytest.approx(float(by_hand), abs=5e-6)
 
 
 def test_a_finished_trial_trains_nothing_and_reports_its_last_row(prepared, store, monkeypatch):
