@@ -99,7 +99,7 @@ class Screen:
                 self.say(f"{_name(task)} failed: {headline(error)}")
             elif task.trial.end == "finished":
                 status = self.study.registry.record(task.trial).status() if self.study else None
-                loss = (status.final or {}).get("val_loss") if status else None
+                loss = self.study.registry.last_value(task.trial) if self.study else None
                 why = (status.reason or {}).get("kind", "finished") if status else "finished"
                 note = "" if why in ("finished", "completed") else f" ({why})"
                 self.say(f"{_name(task)} finished{note}: val_loss {_number(loss)}   {self._left()}")

@@ -111,7 +111,10 @@ def _row(
     metrics: dict[str, Any] = {}
     if status is not None:
         state, reason = status.state, status.reason
-        metrics = {k: v for k, v in (status.final or {}).items() if isinstance(v, int | float) or v is None}
+        final = record.final(trial.get("evaluation"))
+        if state == FINISHED and final is None:
+            state = "running"  # it has ended, and is still to be measured as this study asks
+        metrics = {k: v for k, v in (final or {}).items() if isinstance(v, int | float) or v is None}
     stops = [d for d in record.decisions(study) if d.get("stop")]
     if state != FINISHED and stops:
         state, reason = STOPPED, stops[-1]
@@ -130,7 +133,7 @@ def _row(
         n_params=arm["n_params"],
         state_bytes=arm["state_bytes"],
         flops_per_token=arm["flops_per_token"],
-        history=_history(record),
+        history=_history(record, metrics),
         numerics=record.fingerprint(status.attempt) if status is not None else None,
     )
 
@@ -143,12 +146,16 @@ def _test_metrics(record: TrialRecord, test_key: str) -> dict[str, Any]:
     return {k: v for k, v in (body or {}).items() if k.startswith("test_")}
 
 
-def _history(record: TrialRecord) -> list[Point]:
-    return [
+def _history(record: TrialRecord, final: Mapping[str, Any]) -> list[Point]:
+    """The losses over time; the last one as the study measures it."""
+    points = [
         (r["tokens"], r["flops"], r["seconds"], r["val_loss"])
         for r in record.metrics()
         if r.get("val_loss") is not None and r.get("flops") is not None
     ]
+    if points and points[-1][0] == final.get("tokens") and final.get("val_loss") is not None:
+        points[-1] = (*points[-1][:3], final["val_loss"])
+    return points
 
 
 def _sensitivity(store: Store, rows: Sequence[TrialRow], ids: Sequence[str]) -> float | None:

@@ -32,7 +32,8 @@ def seed_spread(store: Store, study: Study) -> float | None:
         same_size = (spec.model.d_model, spec.model.n_layers) == (base.model.d_model, base.model.n_layers)
         if loss is None or not math.isfinite(loss) or not same_size or spec.train.tokens != base.train.tokens:
             continue
-        identity = {k: v for k, v in spec.identity().items() if k != "seed"}
+        measured = (record.provenance(status.attempt) or {}).get("evaluation")
+        identity = {**spec.identity(), "seed": None, "measured": measured}
         groups.setdefault(canonical_json(identity), []).append(loss)
     squares, freedom = 0.0, 0
     for losses in groups.values():

@@ -16,6 +16,21 @@ if TYPE_CHECKING:
     from fabric.evaluate.config import EvaluateConfig
 
 BF16_BYTES = 2
+FAMILIES = (
+    "val_",
+    "recall_",
+    "minimal_pairs_",
+    "distinct_",
+    "repetition_",
+    "state_bytes_per_token",
+    "tokens_per_second_at_",
+    "tokens_per_second_batch_",
+)
+
+
+def is_final_metric(key: str) -> bool:
+    """Whether a key is one that `final_metrics` measures."""
+    return key.startswith(FAMILIES) and key != "val_tokens"
 
 
 def final_metrics(

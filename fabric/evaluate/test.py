@@ -21,11 +21,9 @@ def read_test_split(spec: TrialSpec, record: TrialRecord, cache: TokenCache) -> 
     A result that is there already is returned as it is. Raises RuntimeError when the trial is not finished or has
     no checkpoint: what is read once must not be read too early.
     """
-    import torch
-
+    from fabric.evaluate.again import finished_model
     from fabric.evaluate.lm import score
     from fabric.store import FINISHED
-    from fabric.train.checkpoint import load_model, newest_checkpoint
 
     taken = record.evaluation(test_key(spec))
     if taken is not None:
@@ -34,12 +32,7 @@ def read_test_split(spec: TrialSpec, record: TrialRecord, cache: TokenCache) -> 
     if status is None or status.state != FINISHED:
         state = status.state if status else "not begun"
         raise RuntimeError(f"trial {record.id} is {state}: the test split is read when a trial has finished")
-    torch.set_num_threads(spec.threads)
-    found = newest_checkpoint(record)
-    if found is None:
-        raise RuntimeError(f"trial {record.id} has no checkpoint to read the test split with")
-    checkpoint, files = found
-    model = load_model(spec, files)
+    checkpoint, model = finished_model(spec, record)
     result = score(
         model,
         cache,

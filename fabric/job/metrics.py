@@ -26,6 +26,7 @@ METRICS: dict[str, Metric] = {
     "data_seconds": Metric("s", "lower", "time spent waiting for data since the start"),
     "data_hash": Metric("", None, "hash of the tokens of the step's batch"),
     "val_loss": Metric("nats/token", "lower", "negative log-likelihood on the validation split"),
+    "val_tokens": Metric("tokens", None, "validation tokens asked for while training"),
     # at the end
     "val_perplexity": Metric("", "lower", "exp(val_loss)"),
     "val_bits_per_byte": Metric("bits/byte", "lower", "comparable between tokenizers"),

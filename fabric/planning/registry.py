@@ -38,10 +38,13 @@ class Registry:
         self._data_key = data_key
         self.trials: dict[str, Trial] = {}
         self.foreign: list[Trial] = []  # finished ones that were trained under other numerics
+        self.unmeasured: list[Trial] = []  # finished ones whose final measurements were others
         self.id = self._study_id()
         select = self.search.select.model_dump(mode="json")
         head = {"name": job.name, "scale": job.scale, "study": self.id, "created": time.time()}
         self.write("job", {**head, "strict_numerics": strict, "select": select, "job": job.document.data})
+        if not dry:
+            store.note_use(self.id)
 
     def _study_id(self) -> str:
         """A hash of what is compared and how; not of names, resources or cadences."""
@@ -99,8 +102,11 @@ class Registry:
             return
         self.note_values(trial)
         if status.state == FINISHED:
-            trial.state, trial.end = "ended", "finished"
-            if record.fingerprint(status.attempt) != _fingerprint(trial.spec):
+            if self.final(trial) is None:
+                self.unmeasured.append(trial)
+            else:
+                trial.state, trial.end = "ended", "finished"
+            if record.fingerprint(status.attempt) not in (None, _fingerprint(trial.spec)):
                 self.foreign.append(trial)
         elif trial.is_stopped:
             trial.state, trial.end = "ended", "stopped"
@@ -108,10 +114,23 @@ class Registry:
             trial.state = "paused"
 
     def note_values(self, trial: Trial) -> None:
-        """The values a trial's record has at its rungs."""
+        """The values a trial's record has at its rungs, measured over as many tokens as this study's."""
+        wanted = trial.spec.evaluate.val_tokens
         for row in self.record(trial).metrics() if trial.rungs else ():
-            if row.get("tokens") in trial.rungs and "val_loss" in row:
+            if (
+                row.get("tokens") in trial.rungs
+                and "val_loss" in row
+                and row.get("val_tokens", wanted) == wanted
+            ):
                 trial.rung_values[row["tokens"]] = row["val_loss"]
+
+    def final(self, trial: Trial) -> Mapping[str, Any] | None:
+        """A finished trial's last row, measured as this study asks; None before that."""
+        return self.record(trial).final(trial.spec.evaluation_key)
+
+    def last_value(self, trial: Trial) -> float | None:
+        """A trial's final validation loss; None when it diverged or has none."""
+        return (self.final(trial) or {}).get("val_loss")
 
     # -- records ----------------------------------------------------------------------------------------------
 

@@ -44,7 +44,8 @@ class PlannedRow:
     point: str
     seed: int
     id: str
-    state: str  # new, finished (maybe under other numerics), stopped, failed, interrupted, duplicate
+    # new, finished (perhaps under other numerics, or to be measured), stopped, failed, interrupted, duplicate
+    state: str
     tokens: int
 
 
@@ -206,6 +207,8 @@ def _state(study: Study, trial: Trial) -> str:
         return "new"
     if trial.end == "stopped":
         return "stopped"
+    if trial in study.registry.unmeasured:
+        return "finished, to be measured"
     if trial in study.registry.foreign:
         return "finished, other numerics"
     return status.state if status.state in (FINISHED, FAILED) else "interrupted"
@@ -240,7 +243,7 @@ Cost = Callable[[TrialSpec], float]
 
 def _ahead(study: Study, later: list[Placeholder], cost: Cost) -> float:
     """A cost summed over what is still to be trained; phases that wait are counted at the mean of the trials known."""
-    known = [t for t in study.trials.values() if t.state != "ended"]
+    known = [t for t in study.trials.values() if t.state != "ended" and t not in study.registry.unmeasured]
     main = [t for p in study.phases for a in p.arms if not a.is_settled for t in study.preview(p, a)]
     ahead = {t.id: cost(t.spec) for t in [*known, *main]}
     return sum(ahead.values()) + _mean_cost(study, cost) * sum(p.n_trials for p in later)

@@ -15,7 +15,7 @@ from fabric.planning.choosing import mean_or_none
 from fabric.planning.registry import Registry
 from fabric.planning.stopping.base import Verdict
 from fabric.planning.tasks import PhaseRun, Trial
-from fabric.store import FAILED, FINISHED, TrialRecord
+from fabric.store import FAILED, FINISHED
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,7 @@ class Rungs:
 
     def _value(self, trial: Trial, rung: int) -> float | None:
         """The value at a rung; a trial that ended before it (converged, diverged) stands there with its end."""
-        return (
-            trial.rung_values[rung] if rung in trial.rung_values else last_value(self.registry.record(trial))
-        )
+        return trial.rung_values[rung] if rung in trial.rung_values else self.registry.last_value(trial)
 
     def _passed_unseen(self, trial: Trial, rung: int) -> bool:
         """Whether a finished trial went past the rung without being looked at (it was trained by another study).
@@ -112,14 +110,7 @@ class Rungs:
         """
         if rung in trial.rung_values:
             return False
-        status = self.registry.record(trial).status()
-        return status is not None and ((status.final or {}).get("tokens") or 0) > rung
-
-
-def last_value(record: TrialRecord) -> float | None:
-    """A trial's final validation loss; None when it diverged or has none."""
-    status = record.status()
-    return (status.final or {}).get("val_loss") if status else None
+        return ((self.registry.record(trial).final() or {}).get("tokens") or 0) > rung
 
 
 def _left_before(trial: Trial, rung: int) -> bool:

@@ -19,7 +19,7 @@ from fabric.planning.conditions import Overrides, applies, check_phases, check_p
 from fabric.planning.expand import Arm, arms_of_phase, arms_of_search, nuisance_points
 from fabric.planning.match import MISMATCH_WARNED, matched_configuration
 from fabric.planning.registry import Registry
-from fabric.planning.rungs import Rungs, last_value
+from fabric.planning.rungs import Rungs
 from fabric.planning.tasks import Action, ArmRun, Machine, PhaseRun, Task, Trial, headline
 from fabric.store import FINISHED, Store
 from models import flops_per_token, n_params, state_bytes
@@ -289,12 +289,11 @@ class Study:
     def ended(self, trial_id: str, error: str | None = None, out_of_memory: bool = False) -> None:
         """A worker let go of a trial: because it finished, was told to, or failed with `error`."""
         trial = self.trials[trial_id]
-        record = self.registry.record(trial)
-        status = record.status()
-        if status is not None and status.state == FINISHED:
+        if self.registry.final(trial) is not None:
             trial.state, trial.end = "ended", "finished"
             self.registry.note_values(trial)
-            if not self.dry and status.attempt > 1:
+            record = self.registry.record(trial)
+            if not self.dry and len(record.attempt_numbers()) > 1:
                 record.drop_older_checkpoints()
         elif trial.state == "leaving":
             trial.state = "paused"
@@ -355,7 +354,7 @@ class Study:
         name = f"rate-{run.index}-{arm.index}"
         taken = self.registry.read(name)
         if taken is None:
-            taken = rate_decision(arm, self.points, len(self.search.tuning_seeds), self._last_value)
+            taken = rate_decision(arm, self.points, len(self.search.tuning_seeds), self.registry.last_value)
         point = taken["point"]
         if point is None:
             arm.out = True
@@ -372,11 +371,8 @@ class Study:
         taken = self.registry.read(name)
         if taken is None:
             bodies = [self._arm_body(a) for a in run.arms]
-            taken = phase_decision(run, bodies, self.search.select, self._last_value)
+            taken = phase_decision(run, bodies, self.search.select, self.registry.last_value)
             self.registry.write(name, taken)
         run.decision = taken
         by_name = {a.arm.name: a.arm for a in run.arms}
         self._carried = [by_name[n] for n in taken["kept"] or [taken["winner"]]]
-
-    def _last_value(self, trial: Trial) -> float | None:
-        return last_value(self.registry.record(trial))

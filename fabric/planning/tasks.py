@@ -48,7 +48,7 @@ class Trial:
     def reference(self) -> dict[str, Any]:
         """How a study's records name it."""
         strict = {} if self.numerics is None else {"numerics": self.numerics}
-        return {"id": self.id, "seed": self.seed, **strict}
+        return {"id": self.id, "seed": self.seed, "evaluation": self.spec.evaluation_key, **strict}
 
     @property
     def is_stopped(self) -> bool:

@@ -17,6 +17,8 @@ from models.config import ModelConfig
 from models.parts import Config, Part
 
 ID_SCHEMA = 1
+# Fields of the evaluate section that do not change what is measured at the end (the test split has a key of its own).
+WHILE_TRAINING = ("every_tokens", "times", "val_tokens", "test_tokens")
 # Fields of the training section that do not change the numbers (micro-batching: to 5e-6, see the README).
 NOT_NUMBERS = ("micro_batch_size", "checkpoint", "log_every_steps", "compile")
 
@@ -37,6 +39,15 @@ class TrialSpec(Config):
     def id(self) -> str:
         """The first 16 hex digits of the sha256 of `identity()`."""
         return hashlib.sha256(canonical_json(self.identity()).encode()).hexdigest()[:16]
+
+    @property
+    def evaluation_key(self) -> str:
+        """What the final measurements depend on besides the weights: results under two keys are never compared."""
+        config = described(self.evaluate.model_copy(update=dict.fromkeys(("minimal_pairs", *WHILE_TRAINING))))
+        for name in WHILE_TRAINING:
+            config.pop(name, None)
+        body = [config, str(self.evaluate.minimal_pairs)]
+        return hashlib.sha256(canonical_json(body).encode()).hexdigest()[:12]
 
     def identity(self) -> dict[str, Any]:
         """What the id is a hash of: no paths, worker counts or cadences; fields at their default left out."""

@@ -1,19 +1,11 @@
 """Run records: atomic, append-only, the single truth for resume and dedupe."""
 
+from fabric.store.attempt import Attempt
+from fabric.store.encoding import dump_json
 from fabric.store.lock import LockedError, driver_lock
 from fabric.store.objects import StoreFullError, told_when_full
-from fabric.store.store import (
-    FAILED,
-    FINISHED,
-    RUNNING,
-    STOPPED,
-    Attempt,
-    Checkpoint,
-    Status,
-    Store,
-    TrialRecord,
-    dump_json,
-)
+from fabric.store.record import FAILED, FINISHED, RUNNING, STOPPED, Checkpoint, Status, TrialRecord
+from fabric.store.store import Store
 
 __all__ = [
     "FAILED",

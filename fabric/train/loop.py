@@ -46,20 +46,24 @@ def run(
 
     `report(row)` is called once an evaluation: at the steps that reach `rung_tokens`, the scheduled ones and the end.
     A rung's checkpoint is on disk before its report; everything final is on disk before the last report. A finished
-    trial trains nothing and reports its final row. An evaluated row on disk whose report may not have been delivered
-    (the process died) is reported again on resume. `micro_batch_size` overrides the trial's and a checkpoint's.
+    trial trains nothing and reports its final row, measured again when `trial.evaluate` wants other measurements. An
+    evaluated row on disk whose report may not have been delivered (the process died) is reported again on resume.
+    `micro_batch_size` overrides the trial's and a checkpoint's.
 
     Divergence is an `Outcome`, not an error. Raises what went wrong otherwise, after writing it to the status:
     `OutOfMemory` when not even a micro-batch of one fits; SystemExit and KeyboardInterrupt leave the trial resumable.
     """
     before = record.status()
     if before is not None and before.state == FINISHED:
-        report(dict(before.final or {}))
-        return Outcome(FINISHED, before.reason or {}, before.step, before.final or {})
+        from fabric.evaluate.again import final_row
+
+        final = final_row(trial, record, cache)
+        report(dict(final))
+        return Outcome(FINISHED, before.reason or {}, before.step, final)
     process.settle(trial)
     newest = newest_checkpoint(record)
     resumed = (newest[0].step, newest[0].attempt) if newest else (0, None)
-    who = {**(provenance or {}), **process.provenance(trial)}
+    who = {**(provenance or {}), **process.provenance(trial), "evaluation": trial.evaluation_key}
     if record.numerics not in (None, who["numerics"]["fingerprint"]):
         raise ValueError(
             f"this process computes under numerics {who['numerics']}, the sweep asked for fingerprint "
@@ -71,7 +75,7 @@ def run(
         with _no_collection():
             training = _Training(trial, attempt, cache, report, rung_tokens, clock)
             if newest is not None:
-                training.resume(newest[1], before)
+                training.resume(newest[1], record, before)
                 newest = None  # its bytes are as large as the model and the optimizer
             training.begin(micro_batch_size)
             return training.train()
@@ -140,15 +144,17 @@ class _Training:
         self.redeliver: dict[str, Any] | None = None
         self.finished = False
 
-    def resume(self, files: Mapping[str, bytes], before: Status | None) -> None:
+    def resume(self, files: Mapping[str, bytes], record: TrialRecord, before: Status | None) -> None:
         """Take over a checkpoint; `before` is the status its process left."""
         self.engine.restore(files)
         step = self.engine.state.step
         self.recorder.saved_step = step
         died = before is not None and before.state == RUNNING
         if died and self.calendar.evaluated(step):
-            rows = [r for r in self.attempt.record.metrics() if r["step"] == step and "val_loss" in r]
-            self.redeliver = rows[-1] if rows else None
+            rows = [r for r in record.metrics() if r["step"] == step and "val_loss" in r]
+            # Measured over other tokens it compares with nothing.
+            same = rows and rows[-1].get("val_tokens") == self.trial.evaluate.val_tokens
+            self.redeliver = rows[-1] if same else None
 
     def begin(self, micro_batch_size: int | None) -> None:
         """Apply the caller's micro-batch and write the first heartbeat."""
@@ -220,6 +226,7 @@ class _Training:
             "val_loss": score.loss,
             "val_perplexity": score.perplexity,
             "val_bits_per_byte": score.bits_per_byte,
+            "val_tokens": self.trial.evaluate.val_tokens,
         }
         if step in self.calendar.scheduled and self.engine.state.early_stop.see(score.loss):
             return self._finish(self._converged())

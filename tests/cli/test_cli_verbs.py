@@ -104,6 +104,38 @@ def test_plan_marks_what_is_finished_and_what_is_double(cli, swept):
     assert [t["state"] for t in made["trials"]] == ["finished", "finished", "duplicate", "duplicate"]
 
 
+def test_a_job_that_measures_otherwise_compares_nothing_with_what_was_measured_before(cli, swept, tmp_path):
+    """The same weights are measured again as the job asks now: the table is that of a fresh folder."""
+    out, fresh = tmp_path / "runs", tmp_path / "fresh"
+    shutil.copytree(swept.out, out)
+    job = (str(swept.job), "--set", "evaluate.final_val_tokens=null", "--set", "evaluate.lengths=[16]")
+    job = (*job, "--set", "search.axes.0.values=[pre, sandwich, post]")
+    made = cli.json("plan", *job, "--out", out, "--json")
+    assert [t["state"] for t in made["trials"]] == ["finished, to be measured"] * 4 + ["new"] * 2
+    for where in (out, fresh):
+        cli("sweep", *job, "--out", where, "--inline")
+    tables = [cli.json("results", where / "tiny", "--json")["arms"] for where in (out, fresh)]
+    for one, other in zip(*tables, strict=True):
+        for key in (
+            "arm",
+            "mean",
+            "low",
+            "diff",
+            "p_holm",
+            "verdict",
+            "val_loss_at_16",
+            "val_loss_at_equal_tokens",
+        ):
+            assert one[key] == other[key], (one["arm"], key)
+    assert {p.name for p in (out / "tiny" / "trials").glob("*/attempts/2")} == set(), (
+        "nothing is trained again"
+    )
+    study = Store(swept.root).studies()[0]
+    assert cli("results", out / "tiny", "--study", study) == cli("results", swept.root), (
+        "the old table stands"
+    )
+
+
 def test_what_another_machine_trained_is_marked_and_trained_again_when_asked(cli, swept, tmp_path):
     out = tmp_path / "runs"
     shutil.copytree(swept.out, out)

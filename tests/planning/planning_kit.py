@@ -116,6 +116,7 @@ class Runner:
         self.fails: dict[str, int] = {}  # trial id -> how often it dies before its first row
         self.started: list[str] = []
         self.tests: list[str] = []
+        self.measured: list[str] = []
         self.is_done = False
         self.unreported: tuple[Task, Mapping[str, Any]] | None = None
 
@@ -153,12 +154,22 @@ class Runner:
             self.tests.append(task.trial.id)
             record.write_evaluation(test_key(task.trial.spec), {"test_loss": 1.0})
             return
-        self.started.append(task.trial.id)
         record.write_spec(task.trial.spec.model_dump(mode="json"))
         before = record.status()
         died = before is not None and before.state == RUNNING
         numerics = {"fingerprint": self.numerics or fingerprint(task.trial.spec)}
-        attempt = record.new_attempt({"resumed_step": self._done(task.trial), "numerics": numerics})
+        spec = task.trial.spec
+        if record.final() is not None:  # trained by another study: only measured again
+            row = {**record.final(), "val_loss": self.loss(task.trial, training_tokens(spec))}
+            record.write_evaluation(f"final-{spec.evaluation_key}", row)
+            self.measured.append(task.trial.id)
+            self.leaving.append((task, None))
+            return
+        self.started.append(task.trial.id)
+        evaluation = {"evaluation": spec.evaluation_key}
+        attempt = record.new_attempt(
+            {"resumed_step": self._done(task.trial), "numerics": numerics, **evaluation}
+        )
         attempt.write_status(RUNNING, 0)
         self.busy[task.trial.id] = (task, attempt)
         if died and self._done(task.trial):  # what may not have been delivered is reported again
@@ -220,7 +231,7 @@ def records(store: Store, study: str) -> dict[str, Any]:
     for key in store.objects.list(f"studies/{study}"):
         name = key.rsplit("/", 1)[1].removesuffix(".json")
         body = store.study(study, name)
-        if name != "job":
+        if name not in ("job", "used"):
             found[name] = body
     for trial in {k.split("/")[1] for k in store.objects.list("trials")}:
         for body in store.trial(trial).decisions(study):

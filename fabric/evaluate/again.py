@@ -1,0 +1,53 @@
+"""A finished trial measured again: another run wants other final measurements, of the same weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fabric.evaluate.final import final_metrics, is_final_metric
+
+if TYPE_CHECKING:
+    from fabric.data import TokenCache
+    from fabric.planning.trial import TrialSpec
+    from fabric.store import Checkpoint, TrialRecord
+    from models import CausalLM
+
+
+def finished_model(spec: TrialSpec, record: TrialRecord) -> tuple[Checkpoint, CausalLM]:
+    """The last weights of a finished trial, on the trial's threads. Raises RuntimeError when there are none."""
+    import torch
+
+    from fabric.train.checkpoint import load_model, newest_checkpoint
+
+    torch.set_num_threads(spec.threads)
+    found = newest_checkpoint(record)
+    if found is None:
+        raise RuntimeError(
+            f"trial {record.id} has no checkpoint left to measure with; delete its folder to train it"
+        )
+    checkpoint, files = found
+    return checkpoint, load_model(spec, files)
+
+
+def final_row(spec: TrialSpec, record: TrialRecord, cache: TokenCache) -> dict[str, Any]:
+    """The last row of a finished trial as `spec.evaluate` wants it measured: from the record, else measured now.
+
+    What was measured while it trained (speed, memory, stability) stays as it is.
+    """
+    known = record.final(spec.evaluation_key)
+    if known is not None:
+        return dict(known)
+    _, model = finished_model(spec, record)
+    metrics, _ = final_metrics(
+        model,
+        cache,
+        spec.evaluate,
+        seq_len=spec.data.seq_len,
+        batch_size=spec.train.micro_batch_size or spec.train.batch_size,
+        seed=spec.seed,
+        precision=spec.train.precision,
+    )
+    before = record.final() or {}
+    row = {**{k: v for k, v in before.items() if not is_final_metric(k)}, **metrics}
+    record.write_evaluation(f"final-{spec.evaluation_key}", row)
+    return dict(record.final(spec.evaluation_key) or {})
