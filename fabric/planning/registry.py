@@ -100,6 +100,8 @@ class Registry:
         status = record.status()
         if status is None:
             return
+        if not self.dry and record.spec() is None:  # damaged; the id says what it was
+            record.write_spec(trial.spec.model_dump(mode="json"))
         self.note_values(trial)
         if status.state == FINISHED:
             if self.final(trial) is None:

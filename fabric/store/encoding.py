@@ -39,9 +39,9 @@ def read_json(objects: Objects, key: str) -> Any:
 
 
 def read_record(objects: Objects, key: str) -> dict[str, Any] | None:
-    """The mapping at a key; None where there is none: what it described is done again."""
+    """The mapping at a key; None where there is none (no record is empty): what it described is done again."""
     body = read_json(objects, key)
-    return body if isinstance(body, dict) else None
+    return body if isinstance(body, dict) and body else None
 
 
 def create_record(objects: Objects, key: str, body: Mapping[str, Any]) -> bool:

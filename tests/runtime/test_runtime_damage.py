@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import warnings
 from typing import Any
@@ -13,6 +14,7 @@ from session_kit import ARMS, Heard, one_way, tuning_job
 
 import fabric
 from fabric.job.load import load_job
+from fabric.results import status
 from fabric.store import Store
 from fabric.sweeping import new_study
 
@@ -102,6 +104,46 @@ def test_damage_costs_at_most_the_work_since_the_checkpoint_before(tmp_path, dam
     assert losses(Store(again.root))[trial][-1] == losses(Store(whole.root))[trial][-1]
     assert table(again.root) == table(whole.root)
     assert states(store) == {trial: "finished"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished study of two arms: its job and its folder."""
+    folder = tmp_path_factory.mktemp("finished")
+    body = one_way(folder, ARMS[:2])
+    return body, fabric.sweep(body, out=folder / "out", runner="inline").root
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"{}"])
+@pytest.mark.parametrize(
+    "record",
+    ["studies/*/job.json", "studies/*/used.json", "studies/*/plan-0.json", "studies/*/rate-0-0.json",
+     "studies/*/decision-0.json", "trials/*/trial.json", "trials/*/evaluations/*.json",
+     "trials/*/attempts/1/status.json", "trials/*/attempts/1/provenance.json", "trials/*/attempts/.DS_Store",
+     "trials/*/attempts/1/checkpoints/*/manifest.json"],
+)  # fmt: skip
+def test_a_damaged_record_is_made_again_by_the_same_command(finished, tmp_path, record, content):
+    """Each kind of record, cut or with something else in it: the table is the same, and no result is lost."""
+    body, before = finished
+    root = tmp_path / "out" / before.name
+    shutil.copytree(before, root)
+    shutil.copytree(before.parent / ".cache", root.parent / ".cache")
+    found = sorted(root.glob(record)) or [next(root.glob("trials/*/attempts")) / ".DS_Store"]
+    found[0].write_bytes(content)
+    status(root)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        done = fabric.sweep(body, out=tmp_path / "out", runner="inline")
+    if "checkpoints" in record or "status" in record:  # trained again where that is all that is left
+        assert losses(Store(root)).keys() == losses(Store(before)).keys()
+    else:
+        assert {p.name for p in root.glob("trials/*/attempts/*")} <= {"1", ".DS_Store"}, (
+            "nothing is trained again"
+        )
+    assert not done.failed
+    assert table(root) == table(before)
+    again = fabric.sweep(body, out=tmp_path / "out", runner="inline")
+    assert new_study(load_job(body), again.root, tmp_path / "out").finished()
 
 
 def test_a_cut_metrics_file_of_a_finished_trial_trains_nothing(tmp_path):
