@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fabric.console import PipedConsole
 from fabric.job.units import human_count, human_seconds
 from fabric.planning.cost import training_flops, training_tokens
 from fabric.planning.study import Action, Study, Task
@@ -34,17 +35,18 @@ class Screen:
     """Watches a study: counts, best losses, and how long is left, judged by FLOPs done so far."""
 
     def __init__(self, stream: TextIO | None = None, live: bool | None = None) -> None:
-        self.console = Console(file=stream or sys.stderr)
+        self.console = PipedConsole(file=stream or sys.stderr)
         self.is_live = self.console.is_terminal if live is None else live
         self.study: Study | None = None
         self.started_at = time.monotonic()
+        self._training_since: float | None = None
         self.arms: dict[tuple[str, str], _Arm] = {}
         self.flops_done = 0.0
         self._seen: dict[str, float] = {}
         self._live: Live | None = None
         self._drawn = 0.0
         self._stage = ""
-        self._cut = False
+        self._cut = self._is_gone = False
 
     def __enter__(self) -> Screen:
         if self.is_live:
@@ -54,7 +56,7 @@ class Screen:
 
     def __exit__(self, *error: Any) -> None:
         if self._live is not None:
-            self._live.__exit__(None, None, None)
+            self._show(self._live.stop)
             self._live = None
 
     # -- what happens ------------------------------------------------------------------------------------------
@@ -67,10 +69,11 @@ class Screen:
     def preparing(self, stage: str, fraction: float) -> None:
         if stage != self._stage:
             self._stage = stage
-            self.say(f"data: {stage}")
+            self.say(stage)
         self._draw()
 
     def started(self, task: Task) -> None:
+        self._training_since = self._training_since or time.monotonic()
         if task.kind == "train":
             self._arm(task).running[task.trial.id] = 0.0
         self._draw()
@@ -118,7 +121,16 @@ class Screen:
         """One plain line, above the live screen if there is one."""
         clock = human_seconds(time.monotonic() - self.started_at)
         text = Text(f"[{clock:>6}] {line}")
-        (self._live.console if self._live else self.console).print(text, soft_wrap=True)
+        self._show(lambda: (self._live.console if self._live else self.console).print(text, soft_wrap=True))
+
+    def _show(self, show: Callable[[], object]) -> None:
+        """Show something; when nobody looks any more (a closed terminal or pipe) the sweep goes on without."""
+        if self._is_gone:
+            return
+        try:
+            show()
+        except OSError:
+            self._is_gone = True
 
     def _arm(self, task: Task) -> _Arm:
         key = (task.trial.phase, task.trial.arm)
@@ -135,7 +147,7 @@ class Screen:
             if t.state != "ended"
         )
         done = sum(t.state == "ended" for t in self.study.trials.values())
-        elapsed = time.monotonic() - self.started_at
+        elapsed = time.monotonic() - (self._training_since or self.started_at)
         text = f"{done}/{len(self.study.trials)} trials"
         if self.flops_done and total:
             text += f", {human_seconds(elapsed * ahead / self.flops_done)} left in the phases known"
@@ -159,7 +171,8 @@ class Screen:
         )
         if self._cut:
             head.append("  stopping…", style="yellow")
-        self._live.update(Group(head, table), refresh=True)
+        live = self._live
+        self._show(lambda: live.update(Group(head, table), refresh=True))
 
 
 def _bar(share: float, width: int = 12) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from fabric.console import PipedConsole
 from fabric.job.units import human_bytes, human_count, human_seconds
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def print_json(value: Any) -> None:
 def _console() -> Console:
     """A console that takes names and messages as they are (`search.axes[0]` is no markup) and never cuts a line."""
     width = None if sys.stdout.isatty() else 200
-    return Console(markup=False, highlight=False, width=width, soft_wrap=True)
+    return PipedConsole(markup=False, highlight=False, width=width, soft_wrap=True)
 
 
 def _table(*columns: str) -> Table:
@@ -88,7 +89,7 @@ def print_results(found: Results, console: Console | None = None) -> None:
 
     from fabric.analysis.terminal import to_rich
 
-    console = console or Console()
+    console = console or PipedConsole()
     scale = f", scale {found.scale}" if found.scale else ""
     console.print(Text.assemble((found.job, "bold"), f"{scale}, study {found.study}"))
     console.print(to_rich(found.arms))
@@ -110,6 +111,8 @@ def _summary(found: Results) -> list[str]:
     best = found.winner
     if best is None:
         return []
+    if best.result is None:
+        return [f"no winner: no run of phase {best.phase} came to its end with a finite loss"]
     loss = f", {best.metric} {best.result.mean:.4f} over {best.n} seeds" if best.result else ""
     test = best.means.get("test_loss")
     loss += "" if test is None else f", test_loss {test:.4f}"
@@ -197,7 +200,7 @@ def print_findings(found: list[Finding]) -> None:
 
 def print_bench(found: Mapping[str, Any]) -> None:
     """A bench's figures with their targets, each side's median and spread, and where they were measured."""
-    console = Console()
+    console = PipedConsole()
     console.print(f"[bold]{found['bench']}[/bold]: {found['about']}")
     if found["quick"]:
         console.print("[yellow]quick: the smallest size, the figures say nothing[/yellow]")

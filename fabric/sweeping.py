@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from fabric.data import data_key, prepare
+from fabric.data import TokenCache, data_key, prepare
 from fabric.data.config import DataConfig
 from fabric.job.load import Job, load_job
 from fabric.planning.machine import Concurrency, concurrency, cpu_count, gpu_count
@@ -101,13 +101,23 @@ class Caches:
 
     def __init__(self, out: str | Path, progress: Progress) -> None:
         self.root, self.progress = cache_root(out), progress
-        self._ready: set[str] = set()
+        self._ready: dict[str, TokenCache] = {}
 
     def ensure(self, task: Task) -> None:
+        """Raises ValueError where the text is too little for a batch, or a split for one window."""
         spec = task.trial.spec
         if spec.data_key not in self._ready:
-            prepare(spec.data, self.root, progress=self.progress.preparing)
-            self._ready.add(spec.data_key)
+            self._ready[spec.data_key] = prepare(spec.data, self.root, progress=self._prepared)
+        cache, seq_len = self._ready[spec.data_key], spec.data.seq_len
+        for split, n in (("train", spec.train.batch_size), ("validation", 1), ("test", 1)):
+            if (found := cache.n_rows(split, seq_len)) < n:
+                raise ValueError(
+                    f"data: the {split} split holds {found} windows of {seq_len} tokens, and {n} are needed: use more "
+                    "text, a shorter seq_len, a smaller batch_size, or a larger fraction for the split"
+                )
+
+    def _prepared(self, stage: str, fraction: float) -> None:
+        self.progress.preparing(f"data: {stage}", fraction)
 
 
 def task_body(study: Study, task: Task, **settings: Any) -> dict[str, Any]:
@@ -180,6 +190,7 @@ def _with_tune(
     from fabric.runtime.tune import run_study
 
     here = cpu_count()
+    progress.preparing(f"joining {address}" if address else "starting Ray", 0.0)
     with cluster(address, here, gpu_count() if gpus else 0) as resources:
         slots = slots_for(study, resources if address else None)
         progress.attach(study, slots.slots)

@@ -139,9 +139,17 @@ class TokenCache:
         """
         return np.load(self.path / "token_bytes.npy", allow_pickle=False)
 
-    def n_bytes(self, tokens: Any) -> int:
-        """UTF-8 bytes that some tokens (any shape) stand for: the divisor of bits per byte."""
-        return int(self.token_bytes[np.asarray(tokens)].sum(dtype=np.int64))
+    def n_bytes(self, split: str, tokens: Any) -> float:
+        """UTF-8 bytes that some tokens of a split (any shape) stand for: the divisor of bits per byte.
+
+        Where a tokenizer's ids have no exact length (it drops or changes characters), the split's mean over all its
+        text: its bytes over its tokens.
+        """
+        ids = np.asarray(tokens)
+        if self.manifest["token_bytes_exact"]:
+            return float(self.token_bytes[ids].sum(dtype=np.int64))
+        whole = self.manifest["splits"][split]
+        return float(ids.size * whole["n_bytes"] / whole["n_tokens"]) if whole["n_tokens"] else 0.0
 
     def verify(self) -> None:
         """Read every file and compare its sha256 with the manifest's. Raises ValueError naming the file."""

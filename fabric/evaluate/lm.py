@@ -26,7 +26,7 @@ class LMScore:
     perplexity: float
     bits_per_byte: float
     n_tokens: int
-    n_bytes: int
+    n_bytes: float
 
 
 @contextlib.contextmanager
@@ -64,11 +64,11 @@ def score(
         )
     n_rows = available if max_tokens is None else min(available, max(1, max_tokens // seq_len))
     device = model.lm_head_weight.device
-    nats, n_bytes = 0.0, 0
+    nats, n_bytes = 0.0, 0.0
     with evaluating(model):
         for start in range(0, n_rows, batch_size):
             rows = cache.rows(split, seq_len, range(start, min(start + batch_size, n_rows)))
-            n_bytes += int(cache.token_bytes[rows[:, 1:]].sum(dtype="int64"))
+            n_bytes += cache.n_bytes(split, rows[:, 1:])
             rows_BT1 = torch.from_numpy(rows).to(device)
             with autocast(device.type, precision):
                 nll_BT = nll_per_token(model, rows_BT1[:, :-1], rows_BT1[:, 1:])

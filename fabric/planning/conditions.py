@@ -13,7 +13,7 @@ from fabric.job.document import JobError
 from fabric.job.errors import explain
 from fabric.job.load import Configuration, Job, Override
 from fabric.job.units import parse_count, parse_seconds
-from fabric.planning.expand import Arm, arms_of_phase
+from fabric.planning.expand import arms_of_phase
 from models.parts import nearest
 
 COMBINATIONS_A_PHASE = 40  # of earlier phases' arms that later conditions are tried on
@@ -102,23 +102,3 @@ def _never(job: Job, index: int, when: Mapping[str, Any]) -> JobError:
             return explain(job.document, ("search", "phases", index, "when", path), message)
     message = "no combination of earlier phases' arms meets this condition: the phase would never run"
     return explain(job.document, ("search", "phases", index, "when"), message)
-
-
-def check_points(job: Job, points: Sequence[Arm], arms: Sequence[Arm]) -> None:
-    """Raise JobError when two points of the nuisance axes are the same, or an arm sets what they set."""
-    seen: dict[str, str] = {}
-    for point in points:
-        configuration = job.configure(point.overrides)
-        key = "".join(
-            s.model_dump_json() for s in (configuration.model, configuration.data, configuration.train)
-        )
-        if key in seen and point.overrides:
-            message = f"{point.name} is the same as {seen[key]}"
-            raise JobError([f"{point.overrides[-1].mark}: search.axes: {message}; list each value once"])
-        seen[key] = point.name
-    tuned = {o.path for p in points for o in p.overrides}
-    for arm in arms:
-        for override in arm.overrides:
-            if override.path in tuned:
-                message = f"arm {arm.name!r} sets {override.path}, which a nuisance axis tunes in every arm"
-                raise JobError([f"{override.mark}: {message}; take it out of one of them"])

@@ -20,6 +20,14 @@ WIDTHS = {
     "state": ("mixer", ("kv_latent_dim", "latent_dim", "head_dim")),
 }
 LARGEST = 1 << 22
+
+
+def solved_paths(what: str) -> tuple[str, ...]:
+    """The paths of the widths that `search.match` may solve."""
+    section, names = WIDTHS.get(what, ("", ()))
+    return tuple(f"model.{section}.{name}" for name in names)
+
+
 What = Literal["params", "flops", "state"]
 
 

@@ -40,11 +40,16 @@ class Registry:
         self.foreign: list[Trial] = []  # finished ones that were trained under other numerics
         self.unmeasured: list[Trial] = []  # finished ones whose final measurements were others
         self.id = self._study_id()
-        select = self.search.select.model_dump(mode="json")
+
+    def begin(self) -> None:
+        """Record the job, and that it is run now."""
+        job, select = self.job, self.search.select.model_dump(mode="json")
         head = {"name": job.name, "scale": job.scale, "study": self.id, "created": time.time()}
-        self.write("job", {**head, "strict_numerics": strict, "select": select, "job": job.document.data})
-        if not dry:
-            store.note_use(self.id)
+        self.write(
+            "job", {**head, "strict_numerics": self.strict, "select": select, "job": job.document.data}
+        )
+        if not self.dry:
+            self.store.note_use(self.id)
 
     def _study_id(self) -> str:
         """A hash of what is compared and how; not of names, resources or cadences."""
@@ -66,6 +71,10 @@ class Registry:
             threads=self.machine.threads,
             device=self.machine.device,
         )
+
+    def trial_id(self, configuration: Configuration) -> str:
+        """What a configuration's trials have in common, as an id."""
+        return self.spec(configuration, seed=0).id
 
     def planned(self, run: ArmRun, phase: str, point: str, role: Role, seed: int) -> Trial:
         """A trial as it would be; it is not kept."""

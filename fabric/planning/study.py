@@ -14,8 +14,10 @@ from fabric.evaluate.test import test_key
 from fabric.job.document import JobError
 from fabric.job.errors import explain
 from fabric.job.load import Configuration, Job
+from fabric.planning.advice import advice
+from fabric.planning.checks import check_effects, check_match, check_overlaps, check_points
 from fabric.planning.choosing import phase_decision, rate_decision
-from fabric.planning.conditions import Overrides, applies, check_phases, check_points
+from fabric.planning.conditions import Overrides, applies, check_phases
 from fabric.planning.expand import Arm, arms_of_phase, arms_of_search, nuisance_points
 from fabric.planning.match import MISMATCH_WARNED, matched_configuration
 from fabric.planning.registry import Registry
@@ -55,9 +57,10 @@ class Study:
         self.base = job.configure()
         self.points = nuisance_points(job)
         self._carried = [Arm("")]
-        self._check()
         self.registry = Registry(job, store, data_key, machine, dry=dry, strict=strict)
         self.id, self.trials = self.registry.id, self.registry.trials
+        self._check()
+        self.registry.begin()
         self.rungs = Rungs(self.registry)
         self._tested: set[str] = set()
         self.untested: set[str] = set()  # trials whose test split could not be read
@@ -69,10 +72,15 @@ class Study:
         """Find mistakes in any phase, and settings that would have no effect."""
         search, first = self.search, self.points[0].overrides
         if search.mode == "phases":
-            own = [a for i, p in enumerate(search.phases) for a in arms_of_phase(self.job, i, p)]
+            groups = [arms_of_phase(self.job, i, p) for i, p in enumerate(search.phases)]
         else:
-            own = arms_of_search(self.job)
-        check_points(self.job, self.points, own)
+            groups = [arms_of_search(self.job)]
+        for arms in [*groups, self.points]:
+            check_overlaps(arms)
+            check_match(self.job, arms)
+        check_points(self.job, self.points, [a for arms in groups for a in arms])
+        for arms in groups:
+            check_effects(arms, lambda overrides: self._configured(overrides)[0], self.registry.trial_id)
         check_phases(self.job, lambda overrides: self._configured(overrides + first))
         stops = search.scheduler.kind != "fifo"
         if stops and len(self.points) == 1 and search.compete == "rates":
@@ -177,6 +185,9 @@ class Study:
     def _arm_run(self, phase: str, index: int, arm: Arm) -> ArmRun:
         configuration, mismatch = self._configured(arm.overrides)
         points = {p.name: self._configured(arm.overrides + p.overrides)[0] for p in self.points}
+        for sentence in advice(self.job, configuration):
+            if not any(w.endswith(sentence) for w in self.warnings):  # of arms alike, the first
+                self.warnings.append(f"{phase}/{arm.name}: {sentence}")
         if mismatch is not None and abs(mismatch) > MISMATCH_WARNED:
             self.warnings.append(
                 f"{phase}/{arm.name}: {self.search.match} differ by {mismatch:+.1%} from the base's after matching"

@@ -6,9 +6,12 @@ import hashlib
 import importlib.util
 import logging
 import os
+import shutil
+import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +44,8 @@ OWN_CLUSTER = {
     "RAY_worker_niceness": "0",  # at Ray's 15 whatever else the machine does comes first, also in what is measured
 }
 OBJECT_STORE_BYTES = 200 * 2**20
+STAGED = "fabric-sweep-"  # + the driver's process id, in the system's temporary folder
+HEAD_ASKED_EVERY, HEAD_SILENT = 2.0, 20.0  # seconds
 LOOK_EVERY, GRACE = (
     0.5,
     6.0,
@@ -88,7 +93,8 @@ def cluster(address: str | None, n_cpus: int, n_gpus: int = 0) -> Iterator[dict[
     for name, value in {**ENVIRONMENT, **({} if address or joined else OWN_CLUSTER)}.items():
         os.environ.setdefault(name, value)
     if not joined:
-        staged = tempfile.TemporaryDirectory(prefix="fabric-", ignore_cleanup_errors=True)
+        _remove_abandoned()
+        staged = tempfile.TemporaryDirectory(prefix=f"{STAGED}{os.getpid()}-", ignore_cleanup_errors=True)
         try:
             with handlers_kept():
                 _start(address, n_cpus, n_gpus, Path(staged.name))
@@ -96,6 +102,8 @@ def cluster(address: str | None, n_cpus: int, n_gpus: int = 0) -> Iterator[dict[
             raise KeyboardInterrupt from stopped
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # a failed trial's traceback is in its status
+    if address and not joined:
+        _HEAD.watch(ray.get_runtime_context().gcs_address)
     over = threading.Event()
     if not joined:
         threading.Thread(target=_watch, args=(over,), daemon=True).start()
@@ -103,6 +111,7 @@ def cluster(address: str | None, n_cpus: int, n_gpus: int = 0) -> Iterator[dict[
         yield dict(ray.cluster_resources())
     finally:
         over.set()
+        _HEAD.address = None
         if not joined:
             ray.shutdown()
             staged.cleanup()
@@ -167,9 +176,47 @@ def _watch(over: threading.Event) -> None:
 
 
 def lost_processes() -> list[str]:
-    """Which of the processes that make up a cluster of our own have died (none for a joined one)."""
+    """What of the cluster is gone: processes of our own one that have died; a joined one's head when it is silent."""
     from ray._private import worker
 
     node: Any = worker._global_node
-    dead = [] if node is None else node.dead_processes()
-    return [name for name, _ in dead if name in ("raylet", "gcs_server")]
+    if node is None or not node.is_head():
+        return ["head"] if _HEAD.is_lost() else []
+    return [name for name, _ in node.dead_processes() if name in ("raylet", "gcs_server")]
+
+
+class _Head:
+    """Whether a joined cluster's head answers; it may be away for a while (a restart, a network)."""
+
+    def __init__(self) -> None:
+        self.address: tuple[str, int] | None = None
+        self.answered = self.asked = 0.0
+
+    def watch(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self.address = (host, int(port))
+        self.answered = self.asked = time.monotonic()
+
+    def is_lost(self) -> bool:
+        """Asks every two seconds at most."""
+        now = time.monotonic()
+        if self.address is None or now - self.asked < HEAD_ASKED_EVERY:
+            return False
+        self.asked = now
+        try:
+            socket.create_connection(self.address, timeout=HEAD_ASKED_EVERY).close()
+        except OSError:
+            return time.monotonic() - self.answered > HEAD_SILENT
+        self.answered = time.monotonic()
+        return False
+
+
+_HEAD = _Head()
+
+
+def _remove_abandoned() -> None:
+    """Remove the staged folders of sweeps that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{STAGED}*-*"):
+        pid = folder.name.removeprefix(STAGED).partition("-")[0]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)

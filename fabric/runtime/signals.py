@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM (Slurm, Kubernetes, `ray job stop`): the first asks, the second ends the process at once."""
+"""Ctrl-C, SIGTERM (Slurm, Kubernetes, `ray job stop`), SIGHUP (a closed terminal): the first asks, the second ends
+the process at once."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ASKED = (signal.SIGINT, signal.SIGTERM)
+ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _Asking:
@@ -33,16 +34,17 @@ _current: _Asking | None = None
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt in the block, as Ctrl-C does; a second signal ends the process.
+    """SIGTERM and SIGHUP raise KeyboardInterrupt in the block, as Ctrl-C does; a second signal ends the process.
 
-    Outside the main thread, and inside another such block, nothing changes.
+    What is ignored stays so (`nohup`). Outside the main thread, and inside another such block, nothing changes.
     """
     global _current
     if _current is not None or threading.current_thread() is not threading.main_thread():
         yield
         return
     _current = _Asking()
-    before = {s: signal.signal(s, _current.handle) for s in ASKED}
+    heard = [s for s in ASKED if signal.getsignal(s) is not signal.SIG_IGN]
+    before = {s: signal.signal(s, _current.handle) for s in heard}
     try:
         yield
     finally:

@@ -21,9 +21,13 @@ class LockedError(RuntimeError):
 def driver_lock(root: Path) -> Iterator[None]:
     """Hold `<root>/driver.lock` while the block runs; the system lets go of it when the process dies.
 
-    Raises LockedError, naming the holder, when another process has it.
+    Raises LockedError, naming the holder, when another process has it; ValueError when there can be no such folder.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ValueError(f"{root} cannot be made a folder ({why}); choose another --out folder") from None
     path = root / "driver.lock"
     with open(path, "a+") as file:
         if not _taken(file.fileno()):

@@ -38,9 +38,9 @@ def test_streams_hold_every_document_once_and_bytes_add_up(corpus, tmp_path, tok
         for ids in documents:
             text = decoder.decode(ids.tolist())
             assert decoder.encode(text) == ids.tolist()
-            assert cache.n_bytes(ids) == len(text.encode())
+            assert cache.n_bytes(split, ids) == len(text.encode())
             found.append(text)
-        assert cache.n_bytes(stream) == cache.manifest["splits"][split]["n_bytes"]
+        assert cache.n_bytes(split, stream) == cache.manifest["splits"][split]["n_bytes"]
     paragraphs = corpus.read_text(encoding="utf-8").split("\n\n")
     assert sorted(found) == sorted([*(p + "\n\n" for p in paragraphs[:-1]), paragraphs[-1]])
     assert sum(len(t.encode()) for t in found) == corpus.stat().st_size
@@ -58,6 +58,31 @@ def test_special_tokens_in_a_text_are_spelt_out(tmp_path, tokenizer):
     eos = int((cache.tokens("train") == cache.tokenizer().eos_id).sum())
     assert eos == cache.manifest["splits"]["train"]["n_documents"]
     assert cache.manifest["token_bytes_exact"]
+
+
+def test_ids_without_an_exact_length_count_as_the_splits_mean(tmp_path, corpus):
+    """A vocabulary of words, all else [UNK] and white space lost: bits per byte still divides by the text's bytes."""
+    from tokenizers import Tokenizer as Library
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    library = Library(
+        WordLevel({"[UNK]": 0, "Paragraph": 1, "word": 2, "<|endoftext|>": 3}, unk_token="[UNK]")
+    )
+    library.pre_tokenizer = Whitespace()
+    library.add_special_tokens(["<|endoftext|>"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = {"kind": "file", "path": tmp_path / "tokenizer.json"}
+    config = DataConfig(corpus={"kind": "files", "path": corpus}, tokenizer=tokenizer, seq_len=4)
+    cache = prepare(config, tmp_path / "cache")
+    assert not cache.manifest["token_bytes_exact"]
+    sizes = {split: entry["n_bytes"] for split, entry in cache.manifest["splits"].items()}
+    assert sum(sizes.values()) == corpus.stat().st_size
+    for split, size in sizes.items():
+        assert cache.n_bytes(split, cache.tokens(split)) == pytest.approx(size)
+        assert cache.n_bytes(split, cache.tokens(split)[:7]) == pytest.approx(
+            7 * size / cache.n_tokens(split)
+        )
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)
@@ -206,7 +231,7 @@ import sys
 from fabric.data import Batches, DataConfig, TokenCache, data_key
 config = DataConfig.model_validate_json({config.model_dump_json()!r})
 cache = TokenCache.open({str(path)!r}, key=data_key(config))
-Batches(cache, "train", 16, 4, 0).batch(3), cache.n_bytes(cache.tokens("test"))
+Batches(cache, "train", 16, 4, 0).batch(3), cache.n_bytes("test", cache.tokens("test"))
 heavy = ["ray", "tokenizers", "transformers", "datasets", "pyarrow", "torch", "pandas"]
 print([name for name in heavy if name in sys.modules])
 """

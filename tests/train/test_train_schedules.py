@@ -39,7 +39,13 @@ def test_cosine_goes_from_the_peak_to_final():
 
 def test_wsd_is_flat_and_then_linear():
     got = values(WarmupStableDecay(kind="wsd", warmup=2, decay=0.4, final=0.0), 10)
-    assert got == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0.0])
+    assert got == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    assert values(WarmupStableDecay(kind="wsd", warmup=0, final=0.5), 1) == [0.75]
+
+
+def test_every_schedule_lets_a_single_step_learn():
+    for kind, part in SCHEDULES.items():
+        assert part(kind=kind).multiplier(0, 1) > 0
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,12 @@ from fabric.train.config import ScheduleConfig
 
 
 class WarmupStableDecay(ScheduleConfig):
-    """Linear warm-up, constant rate, linear decay to `final` times the peak over the last `decay` fraction."""
+    """Linear warm-up, constant rate, linear decay over the last `decay` fraction.
+
+    The step after the last would have `final` times the peak: no update is made at a rate of zero.
+    """
+
+    REVISION: ClassVar[int] = 2
 
     kind: Literal["wsd"]
     decay: Real = Field(default=0.2, gt=0, le=1)
@@ -25,4 +30,4 @@ class WarmupStableDecay(ScheduleConfig):
         into_decay = step - (n_steps - n_decay) + 1
         if into_decay <= 0:
             return 1.0
-        return 1.0 - (1.0 - self.final) * into_decay / n_decay
+        return 1.0 - (1.0 - self.final) * into_decay / (n_decay + 1)
