@@ -50,7 +50,7 @@ def results(folder: str | Path, *, study: str | None = None) -> Results:
     store = open_store(folder)
     chosen = study or store.newest_study()
     if chosen is None or store.study(chosen, "job") is None:
-        known = ", ".join(store.studies()) or "none"
+        known = ", ".join(store.studies()) or "none that can be read; the same `fabric sweep` writes it again"
         raise ValueError(f"{folder} holds no study{f' {study}' if study else ''} (there: {known})")
     job = store.study(chosen, "job") or {}
     body = job.get("job", {})

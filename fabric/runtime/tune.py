@@ -91,6 +91,9 @@ class Bridge:
         except KeyboardInterrupt:
             self.interrupted = True
             return None
+        except ValueError as error:  # the text cannot be used: no trial of this data can run
+            self.problem = error
+            return None
         finally:
             self.preparing = False
         config = self._config(task)

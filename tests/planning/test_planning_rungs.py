@@ -23,6 +23,7 @@ from planning_kit import (
     winners,
 )
 
+from fabric.analysis.collect import study_rows
 from fabric.planning.stopping.asha import Asha
 from fabric.store import FINISHED
 
@@ -156,6 +157,9 @@ def test_competing_arms_stop_with_all_their_seeds_together(sync):
     ends = {a.arm.name: {t.end for t in a.main} for a in runner.study.phases[0].arms}
     assert ends["norm_placement=pre"] == {FINISHED}
     assert ends["norm_placement=sandwich"] == {"stopped"}
+    rows = [r for r in study_rows(runner.study.store, runner.study.id).rows if "sandwich" in r.arm]
+    assert {r.outcome for r in rows} == {"censored"}
+    assert all("cutoff" in (r.reason or {}) for r in rows), "the table knows which rung stopped them"
     assert all(len(e) == 1 for e in ends.values())
     rungs = {a.arm.name: {tuple(t.decisions) for t in a.main} for a in runner.study.phases[0].arms}
     assert all(len(r) == 1 for r in rungs.values())

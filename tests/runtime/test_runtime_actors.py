@@ -12,6 +12,7 @@ import pytest
 from drill_kit import ASHA, job, rates
 from session_kit import ARMS, one_way, tune_sweep
 
+import fabric
 from fabric.results import status
 from fabric.runtime.worker import fabric_trial
 from fabric.store import Store
@@ -105,6 +106,16 @@ def test_next_trial_begins_at_once(ray_session, tmp_path):
     gaps = sorted(begin - end for (_, end), (begin, _) in pairwise(times))
     assert gaps[0] >= 0
     assert gaps[len(gaps) // 2] < 0.5, f"seconds from one trial's end to the next one's begin: {gaps}"
+
+
+def test_a_text_too_short_for_a_batch_ends_the_sweep_before_a_trial_begins(ray_session, tmp_path):
+    body = one_way(tmp_path, ARMS[:1], train={"batch_size": 4096})
+    for runner in ("tune", "inline"):
+        with pytest.raises(
+            ValueError, match=r"the train split holds \d+ windows of 32 tokens, and 4096 are needed"
+        ):
+            fabric.sweep(body, out=tmp_path / runner, runner=runner)
+        assert not list((tmp_path / runner).glob("drill/trials/*/attempts"))
 
 
 def always_fails(config: dict[str, Any]) -> None:

@@ -180,6 +180,7 @@ def test_divergence_is_a_result(prepared, store, lr, why):
     assert outcome.final["val_loss"] is None
     assert report.rows[-1]["val_loss"] is None
     assert record.status().reason["kind"] == "diverged"
+    assert not record.checkpoints(), "a state that has diverged is not kept"
     assert loop.run(trial, record, cache) == outcome
 
 
