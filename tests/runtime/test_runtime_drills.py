@@ -186,14 +186,15 @@ def test_signals_stop_cleanly_and_the_same_command_goes_on(tmp_path):
         ledger.look(sweep.store)
         assert_honest(sweep.root)
 
-    # While Ray starts.
+    # While Ray starts: the terminal is closed.
     with sweeping(file, out) as run:
         run.until(lambda _: ray_of(run.pid)["gcs"])
         family = descendants(run.pid)
-        os.kill(run.pid, signal.SIGTERM)
+        os.kill(run.pid, signal.SIGHUP)
         assert run.wait(20) == 130, run.stderr
         assert GOES_ON in run.stderr
         assert gone(family, 30)
+        assert not list(Path(tempfile.gettempdir()).glob(f"fabric-sweep-{run.pid}-*"))
     # While a trial trains: Ctrl-C goes to every process of the terminal's group.
     with sweeping(file, out) as run:
         run.until(lambda s: n_finished(s) and running(s))
@@ -292,7 +293,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def head(tmp_path):
-    """The address of a cluster of two CPUs, started by hand on loopback."""
+    """Address and process of a cluster of two CPUs, started by hand on loopback."""
     folder, port = tempfile.mkdtemp(prefix="fray"), free_port()
     ray = Path(sys.executable).parent / "ray"
     options = ["--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=2", "--block"]
@@ -312,7 +313,7 @@ def head(tmp_path):
         assert process.poll() is None, (tmp_path / "head.txt").read_text()
         assert time.monotonic() < deadline, "the head does not start"
         time.sleep(0.2)
-    yield f"127.0.0.1:{port}"
+    yield SimpleNamespace(address=f"127.0.0.1:{port}", pid=process.pid)
     family = descendants(process.pid)
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -353,20 +354,31 @@ def test_joining_a_cluster_leaves_nothing_on_it(tmp_path, head):
     body = job(tmp_path, steps=60, search=search)
     file, out = write_job(tmp_path, body), tmp_path / "runs"
     where = {"cwd": decoys(tmp_path / "mine"), "RAY_AUTH_MODE": "disabled"}
-    with sweeping(file, out, "--address", head, **where) as run:
+    with sweeping(file, out, "--address", head.address, **where) as run:
         _, pid = run.until(lambda s: running(s) and running(s)[0], 120)
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         os.kill(run.pid, signal.SIGTERM)
         assert run.wait(60) == 130, run.stderr
     assert b"TUNE_FUNCTION_THREAD_TIMEOUT_S=60" in environment
-    assert left_behind(head) == []
-    with sweeping(file, out, "--address", head, **where) as last:
+    assert left_behind(head.address) == []
+    with sweeping(file, out, "--address", head.address, **where) as last:
         assert last.wait(240) == 0, last.stderr
-    assert left_behind(head) == []
+    assert left_behind(head.address) == []
     whole = fabric.sweep(body, out=tmp_path / "whole", runner="inline")
     assert_same(last.root, whole.root)
     # No room: a trial larger than the cluster.
     large = write_job(tmp_path, {**body, "resources": {"cpus_per_worker": 3}})
-    with sweeping(large, tmp_path / "large", "--address", head, **where) as refused:
+    with sweeping(large, tmp_path / "large", "--address", head.address, **where) as refused:
         assert refused.wait(60) == 2
     assert "no trial fits: 2 CPUs at 3 a trial" in refused.stderr
+    # The cluster dies under a sweep.
+    file = write_job(
+        tmp_path, {**body, "base": {**body["base"], "train": {**body["base"]["train"], "tokens": "1M"}}}
+    )
+    with sweeping(file, out, "--address", head.address, **where) as run:
+        run.until(running, 120)
+        for pid in [*ray_of(head.pid)["gcs"], *ray_of(head.pid)["raylet"]]:
+            os.kill(pid, signal.SIGKILL)
+        assert run.wait(55) == 2, run.stderr
+    assert "Ray's head ended under the sweep" in run.stderr
+    assert GOES_ON in run.stderr
