@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -143,10 +144,13 @@ class TokenCache:
         """UTF-8 bytes that some tokens (any shape) stand for: the divisor of bits per byte."""
         return int(self.token_bytes[np.asarray(tokens)].sum(dtype=np.int64))
 
-    def verify(self) -> None:
-        """Read every file and compare its sha256 with the manifest's. Raises ValueError naming the file."""
+    def verify(self, sha256: Callable[[Path], str] = sha256_of_file) -> None:
+        """Compare every file's sha256, by default of the file as read now, with the manifest's.
+
+        Raises ValueError naming the file.
+        """
         for name, entry in self.manifest["files"].items():
-            if sha256_of_file(self.path / name) != entry["sha256"]:
+            if sha256(self.path / name) != entry["sha256"]:
                 raise ValueError(
                     f"token cache {self.path} is damaged: the contents of {name} changed; prepare again"
                 )
