@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -84,17 +84,20 @@ def sweep(
                 progress=screen,
             )
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; the same command goes on. Records: {out}", err=True)
-        raise typer.Exit(130) from None
+        _interrupted(out)
     for warning in end.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if end.interrupted:
-        typer.echo(f"interrupted; the same command goes on. Records: {end.root}", err=True)
-        raise typer.Exit(130)
+        _interrupted(end.root)
     print_results(results(end.root, study=end.study))
     if end.failed:
         typer.echo(f"{len(end.failed)} trials failed; `fabric status {end.root}` says why", err=True)
         raise typer.Exit(1)
+
+
+def _interrupted(records: Path) -> NoReturn:
+    typer.echo(f"interrupted; the same command goes on. Records: {records}", err=True)
+    raise typer.Exit(130) from None
 
 
 @app.command(rich_help_panel=STUDY)
@@ -132,7 +135,10 @@ def run(
     def on_row(row: Any) -> None:
         typer.echo(one_line(row), err=True)
 
-    final = run_one(job, arm=arm, seed=seed, scale=scale, overrides=set_ or (), out=out, on_row=on_row)
+    try:
+        final = run_one(job, arm=arm, seed=seed, scale=scale, overrides=set_ or (), out=out, on_row=on_row)
+    except KeyboardInterrupt:
+        _interrupted(out)
     print_json(final) if json else print_metrics(final)
 
 
@@ -280,9 +286,7 @@ def main() -> None:
         # Out of standalone mode the code of a `typer.Exit` is returned, not raised.
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # the library makes the one of the other
         typer.echo("interrupted", err=True)
         sys.exit(130)
     except Exception as error:

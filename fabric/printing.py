@@ -144,11 +144,19 @@ def results_json(found: Results) -> str:
 
 
 def write_results(found: Results, *, csv: Path | None, parquet: Path | None, plot: Path | None) -> None:
-    """The table into files; the picture of a study that fits a scaling law is the law."""
+    """The table into files, in folders that are made; the picture of a study that fits a scaling law is the law.
+
+    Raises ValueError for a picture whose ending is no format that can be drawn.
+    """
     from fabric.analysis import render
     from fabric.analysis.plot import plot as draw
     from fabric.analysis.plot import plot_scaling
 
+    if plot:
+        _check_ending(plot)
+    for path in (csv, parquet, plot):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
     if csv:
         render.to_csv(found.arms, csv)
     if parquet:
@@ -157,6 +165,15 @@ def write_results(found: Results, *, csv: Path | None, parquet: Path | None, plo
         plot_scaling(found.scaling, plot)
     elif plot:
         draw(found.arms, plot)
+
+
+def _check_ending(picture: Path) -> None:
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    if picture.suffix.lower().removeprefix(".") not in known:
+        given = f"ends in {picture.suffix!r}" if picture.suffix else "has no ending"
+        raise ValueError(f"--plot {picture}: {given}; allowed: {', '.join('.' + k for k in known)}")
 
 
 def print_status(found: list[TrialStatus]) -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fabric.data import data_key, prepare
+from fabric.job.content import naming_corpus
 from fabric.job.document import JobError
 from fabric.job.load import Job, load_job
 from fabric.job.units import human_count
 from fabric.planning.expand import Arm, arms_of_phase, arms_of_search, nuisance_points
 from fabric.planning.match import matched_configuration
 from fabric.planning.trial import TrialSpec
+from fabric.runtime.signals import interruptible
 from fabric.store import Store
 from fabric.sweeping import JobSource, cache_root, out_root, worker_threads
 from fabric.train.directive import Continue, Directive
@@ -32,9 +34,18 @@ def run(
     """Train one arm of a job with one seed, inline, and return its final metrics with its `id` and `state`.
 
     `arm` is an arm's name (of any phase, on the job's base); None is the base itself. The record goes to the same
-    store as a sweep's, so a later sweep takes the trial over. Raises JobError for an unknown arm.
+    store as a sweep's, so a later sweep takes the trial over. Raises JobError for an unknown arm, and
+    KeyboardInterrupt on Ctrl-C or SIGTERM; the same call then goes on where it stopped.
     """
-    loaded = load_job(job, scale, overrides)
+    with interruptible():
+        loaded = load_job(job, scale, overrides)
+        with naming_corpus(loaded):
+            return _run(loaded, arm, seed, out, on_row)
+
+
+def _run(
+    loaded: Job, arm: str | None, seed: int, out: str | Path, on_row: Callable[[Mapping[str, Any]], None]
+) -> dict[str, Any]:
     if not 0 <= seed < 2**63:
         raise JobError([f"seed {seed}: allowed are 0 to 2**63 - 1"])
     chosen = loaded.configure(_arm(loaded, arm).overrides)

@@ -21,6 +21,9 @@ else:
     AnyMixer = union_of("models.mixers", MixerConfig)
     AnyFFN = union_of("models.ffns", FFNConfig)
 
+# Far beyond any decoder that was built; without them a slip of the pen reaches torch's allocator.
+MOST_IDS, MOST_WIDTH, MOST_LAYERS, MOST_POSITIONS = 2**24, 2**18, 10_000, 2**22
+
 NormPlacement = Literal["pre", "post", "sandwich", "postln"]
 
 
@@ -44,10 +47,10 @@ class ModelConfig(Config):
     (arXiv 1706.03762; the only one without a final norm).
     """
 
-    vocab_size: int = Field(gt=0)
-    d_model: int = Field(gt=0)
-    n_layers: int = Field(gt=0)
-    max_seq_len: int = Field(default=2048, gt=0)
+    vocab_size: int = Field(gt=0, le=MOST_IDS)
+    d_model: int = Field(gt=0, le=MOST_WIDTH)
+    n_layers: int = Field(gt=0, le=MOST_LAYERS)
+    max_seq_len: int = Field(default=2048, gt=0, le=MOST_POSITIONS)
     mixer: AnyMixer
     ffn: AnyFFN
     norm: NormConfig = NormConfig()

@@ -87,8 +87,8 @@ def _check(
         )
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens={max_new_tokens} is negative")
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature} is negative; 0 is greedy")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature={temperature} is not a number from 0 on; 0 is greedy, 1 as trained")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k} keeps no token; use 1 or more, or None for all")
     if top_p is not None and not 0 < top_p <= 1:

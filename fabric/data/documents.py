@@ -13,13 +13,14 @@ import mmap
 import re
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fabric.data.corpus import Source
+from fabric.data.corpus import CorpusError, Source, reading
 
 PROGRESS_DOCUMENTS = 4096
 BOM = b"\xef\xbb\xbf"
@@ -48,12 +49,12 @@ def index_documents(
 ) -> DocumentIndex:
     """Find every document of every source; documents of white space only are left out.
 
-    Raises ValueError for an empty file, bad UTF-8 (file and byte offset) or a missing text field.
+    Raises CorpusError (a ValueError) for an empty file, bad UTF-8 (file and byte offset) or a missing text field.
     """
     numbers, starts, ends, sizes, digests = array("i"), array("q"), array("q"), array("q"), array("Q")
     for number, source in enumerate(sources):
         before, size = len(starts), Path(source.path).stat().st_size
-        for start, end, text in _SCANNERS[source.format](source):
+        for start, end, text in _scan(source):
             stripped = text.strip()
             if not stripped:
                 continue
@@ -67,7 +68,7 @@ def index_documents(
             if len(starts) % PROGRESS_DOCUMENTS == 0 and source.format != "parquet":  # there, ends are rows
                 progress((number + end / size) / len(sources))
         if len(starts) == before:
-            raise ValueError(
+            raise CorpusError(
                 f"{source.path} is empty: it holds no text; remove it from the corpus or fill it"
             )
         progress((number + 1) / len(sources))
@@ -80,12 +81,17 @@ def index_documents(
     )
 
 
+def _scan(source: Source) -> Iterator[tuple[int, int, str]]:
+    with reading(source.path):
+        yield from _SCANNERS[source.format](source)
+
+
 def read_documents(source: Source, starts: np.ndarray, ends: np.ndarray) -> Iterator[str]:
     """The texts of documents of one source, in the order given (ascending)."""
     if source.format == "parquet":
         yield from _read_parquet_rows(source, starts)
         return
-    with Path(source.path).open("rb") as file:
+    with reading(source.path), Path(source.path).open("rb") as file:
         for start, end in zip(starts.tolist(), ends.tolist()):
             file.seek(start)
             raw = file.read(end - start)
@@ -101,7 +107,7 @@ def _decode(path: str, raw: bytes, offset: int) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         at = offset + error.start
-        raise ValueError(
+        raise CorpusError(
             f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {at} ({error.reason}); "
             "convert it first, for example: iconv -f LATIN1 -t UTF-8 old.txt > new.txt"
         ) from None
@@ -110,7 +116,7 @@ def _decode(path: str, raw: bytes, offset: int) -> str:
 def _scan_text(source: Source) -> Iterator[tuple[int, int, str]]:
     path = Path(source.path)
     if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty (0 bytes); remove it from the corpus or fill it")
+        raise CorpusError(f"{path} is empty (0 bytes); remove it from the corpus or fill it")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for start, end in _cut(data, source):
             yield start, end, _decode(source.path, data[start:end], start)
@@ -142,7 +148,7 @@ def _scan_jsonl(source: Source) -> Iterator[tuple[int, int, str]]:
                 yield start, start + len(line), _json_text(source, line, start)
             start += len(line)
         if start == 0:
-            raise ValueError(f"{source.path} is empty (0 bytes); remove it from the corpus or fill it")
+            raise CorpusError(f"{source.path} is empty (0 bytes); remove it from the corpus or fill it")
 
 
 def _json_text(source: Source, line: bytes, start: int) -> str:
@@ -150,9 +156,13 @@ def _json_text(source: Source, line: bytes, start: int) -> str:
     try:
         row = json.loads(text.removeprefix("\ufeff"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{source.path}: the line at byte {start} is not JSON ({error.msg})") from None
+        raise CorpusError(f"{source.path}: the line at byte {start} is not JSON ({error.msg})") from None
+    except RecursionError:
+        raise CorpusError(
+            f"{source.path}: the line at byte {start} is nested too deeply to be read"
+        ) from None
     if not isinstance(row, dict):
-        raise ValueError(f"{source.path}: the line at byte {start} is not a JSON object with a text field")
+        raise CorpusError(f"{source.path}: the line at byte {start} is not a JSON object with a text field")
     return _field(source, row, f"the line at byte {start}")
 
 
@@ -160,14 +170,14 @@ def _field(source: Source, row: dict[str, Any], where: str) -> str:
     value = row.get(source.text_field)
     if not isinstance(value, str):
         found = ", ".join(f"{k} ({type(v).__name__})" for k, v in row.items()) or "none"
-        raise ValueError(
+        raise CorpusError(
             f"{source.path}: {where} has no text in field {source.text_field!r}; fields found: {found}; "
             "set text_field to one that holds text"
         )
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{source.path}: {where} holds a lone surrogate, which UTF-8 cannot hold") from None
+        raise CorpusError(f"{source.path}: {where} holds a lone surrogate, which UTF-8 cannot hold") from None
     return value
 
 
@@ -177,21 +187,40 @@ def _open_parquet(source: Source) -> Any:
 
     try:
         file = pq.ParquetFile(source.path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{source.path} is not a Parquet file ({error})") from None
+    except (pa.ArrowException, OSError) as error:
+        raise CorpusError(f"{source.path} is not a Parquet file ({error})") from None
     if source.text_field not in file.schema_arrow.names:
         found = ", ".join(f"{f.name} ({f.type})" for f in file.schema_arrow)
-        raise ValueError(
+        raise CorpusError(
             f"{source.path} has no field {source.text_field!r}; fields found: {found}; "
             "set text_field to one that holds text"
         )
     return file
 
 
+@contextmanager
+def _reading_parquet(source: Source) -> Iterator[None]:
+    """pyarrow's errors about damaged pages name the file."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise CorpusError(
+            f"{source.path} is a damaged Parquet file ({error}); fetch or write it again"
+        ) from None
+
+
 def _scan_parquet(source: Source) -> Iterator[tuple[int, int, str]]:
     file, row = _open_parquet(source), 0
-    for batch in file.iter_batches(columns=[source.text_field], batch_size=1024):
-        for value in batch.column(0).to_pylist():
+    batches = file.iter_batches(columns=[source.text_field], batch_size=1024)
+    while True:
+        with _reading_parquet(source):
+            batch = next(batches, None)
+            values = [] if batch is None else batch.column(0).to_pylist()
+        if batch is None:
+            return
+        for value in values:
             yield row, row + 1, _field(source, {source.text_field: value}, f"row {row}")
             row += 1
 
@@ -202,7 +231,8 @@ def _read_parquet_rows(source: Source, starts: np.ndarray) -> Iterator[str]:
         n_rows = file.metadata.row_group(group).num_rows
         wanted = starts[(starts >= first) & (starts < first + n_rows)]
         if len(wanted):
-            column = file.read_row_group(group, columns=[source.text_field]).column(0)
+            with _reading_parquet(source):
+                column = file.read_row_group(group, columns=[source.text_field]).column(0)
             for row in wanted.tolist():
                 yield column[row - first].as_py()
         first += n_rows

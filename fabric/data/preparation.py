@@ -17,7 +17,7 @@ from typing import Any
 from fabric.data.build import PACKING_VERSION, Build, Progress, split_counts, splits_of
 from fabric.data.cache import TokenCache
 from fabric.data.config import DataConfig
-from fabric.data.corpus import Source
+from fabric.data.corpus import CorpusError, Source, reading
 from fabric.data.disk import beside, default_cache_root, remembered_sha256, sha256_of
 from fabric.data.documents import index_documents
 
@@ -59,7 +59,7 @@ def prepare(
     identities = _identities(sources, root)
     key = _key(config, identities, root)
     final = root / "tokens" / key
-    if (found := _open_or_set_aside(final, key)) is not None:
+    if (found := _open_or_set_aside(final, key, root)) is not None:
         return found
     _remove_abandoned(final.parent)
     temp = beside(final, "building")
@@ -68,7 +68,7 @@ def prepare(
         build = Build(config, root, sources, identities, key, temp, progress or (lambda _stage, _part: None))
         build.run(backend, n_blocks)
         if _identities(sources, root) != identities:
-            raise ValueError("the corpus changed while it was being read; run again when it is complete")
+            raise CorpusError("the corpus changed while it was being read; run again when it is complete")
         return _publish(temp, final, key)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
@@ -90,7 +90,7 @@ def describe(config: DataConfig, cache_root: Path | str) -> dict[str, Any]:
     }
     about |= {"tokenizer": config.tokenizer.kind, "vocab_size": config.tokenizer.vocab_size_in(root)}
     try:
-        manifest = TokenCache.open(path, key).manifest
+        manifest = _open_sound(path, key, root).manifest
     except ValueError as error:
         index = index_documents(sources)
         counts = split_counts(index, splits_of(config, sources, index))
@@ -110,7 +110,11 @@ def describe(config: DataConfig, cache_root: Path | str) -> dict[str, Any]:
 
 
 def _identities(sources: list[Source], root: Path) -> list[dict[str, Any]]:
-    return [s.identity(remembered_sha256(Path(s.path), root)) for s in sources]
+    found = []
+    for source in sources:
+        with reading(source.path):
+            found.append(source.identity(remembered_sha256(Path(source.path), root)))
+    return found
 
 
 def _key(config: DataConfig, identities: list[dict[str, Any]], root: Path) -> str:
@@ -124,12 +128,22 @@ def _key(config: DataConfig, identities: list[dict[str, Any]], root: Path) -> st
     )
 
 
-def _open_or_set_aside(final: Path, key: str) -> TokenCache | None:
+def _open_sound(path: Path, key: str, root: Path) -> TokenCache:
+    """The cache after comparing every file's hash; those of large files are remembered in `root`.
+
+    Raises ValueError naming what is missing or damaged.
+    """
+    found = TokenCache.open(path, key)
+    found.verify(lambda file: remembered_sha256(file, root))
+    return found
+
+
+def _open_or_set_aside(final: Path, key: str, root: Path) -> TokenCache | None:
     """The cache if it is there and sound; a damaged one is removed, with a warning, to be built again."""
     if not final.is_dir():
         return None
     try:
-        return TokenCache.open(final, key)
+        return _open_sound(final, key, root)
     except ValueError as error:
         warnings.warn(f"{error} (building it again now)", stacklevel=3)
     aside = beside(final, "damaged")

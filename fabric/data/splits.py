@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from fabric.data.corpus import SPLITS
+from fabric.data.corpus import SPLITS, CorpusError
 
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 NOT_GIVEN = -1
@@ -30,7 +30,7 @@ def assign_splits(
     asked for.
 
     The result depends on nothing but the arguments' contents: not on block sizes, files or platform.
-    Raises ValueError when there are fewer distinct documents than splits to fill.
+    Raises CorpusError when there are fewer distinct documents than splits to fill.
     """
     _, first, group = np.unique(digests, return_index=True, return_inverse=True)
     home = np.full(len(first), NOT_GIVEN, np.int8)
@@ -63,9 +63,10 @@ def _cut_from(home: np.ndarray, order: np.ndarray, sizes: np.ndarray, fractions:
     wanted = [split for split, fraction in fractions.items() if fraction > 0]
     if len(order) <= len(wanted):
         names = ", ".join(SPLITS[s] for s in [TRAIN, *wanted])
-        raise ValueError(
+        raise CorpusError(
             f"the corpus has {len(order)} distinct training document(s), too few to cut {names} by document; "
-            "choose a finer document rule, give more text, or set the fraction of a split to 0"
+            "choose a finer document rule (documents: line), give more text, or publish the splits as files "
+            "called train, valid and test"
         )
     ends = np.cumsum(sizes)
     begin, target = 0, 0.0

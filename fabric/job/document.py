@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -199,14 +199,23 @@ def read_yaml(path: Path) -> Document:
         raise JobError([f"{path}: nested more than {MAX_DEPTH} levels deep"]) from None
     if not isinstance(node, yaml.MappingNode):
         raise JobError([f"{path}:1: a job file is a mapping with the keys schema, name, base, search, …"])
-    return _Reader(str(path)).document(node)
+    return _Reader(lambda line: Mark(str(path), line)).document(node)
+
+
+def read_value(text: str, mark: Mark) -> Document:
+    """A value given outside a file (`--set`), read as in one. Raises JobError that begins with the mark."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError):
+        raise JobError([f"{mark}: {text!r} is not a YAML value"]) from None
+    return Document(None, {(): mark}) if node is None else _Reader(lambda _: mark).document(node)
 
 
 class _Reader:
-    """Builds data and marks from YAML nodes, counting what anchors expand to."""
+    """Builds data and marks from YAML nodes, counting what anchors expand to; `mark` is the one of a line."""
 
-    def __init__(self, source: str) -> None:
-        self.source = source
+    def __init__(self, mark: Callable[[int], Mark]) -> None:
+        self.mark = mark
         self.loader = yaml.SafeLoader("")
         self.marks: dict[Path_, Mark] = {}
         self.n_nodes = 0
@@ -215,7 +224,10 @@ class _Reader:
         return Document(self._value(node, ()), self.marks)
 
     def _fail(self, node: yaml.Node, message: str) -> JobError:
-        return JobError([f"{self.source}:{node.start_mark.line + 1}: {message}"])
+        return JobError([f"{self._mark(node)}: {message}"])
+
+    def _mark(self, node: yaml.Node) -> Mark:
+        return self.mark(node.start_mark.line + 1)
 
     def _value(self, node: yaml.Node, path: Path_) -> Any:
         self.n_nodes += 1
@@ -223,7 +235,7 @@ class _Reader:
             raise self._fail(node, f"more than {MAX_NODES} values; are anchors expanding into each other?")
         if len(path) > MAX_DEPTH:
             raise self._fail(node, f"nested more than {MAX_DEPTH} levels deep")
-        self.marks.setdefault(path, Mark(self.source, node.start_mark.line + 1))
+        self.marks.setdefault(path, self._mark(node))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -236,6 +248,11 @@ class _Reader:
         if not isinstance(value, bool | int | float | str | None):
             kind = type(value).__name__
             raise self._fail(node, f"{node.value!r} is read as a {kind}; write it in quotes")
+        if isinstance(value, int | float) and ":" in node.value:  # YAML 1.1 counts in sixties
+            message = (
+                f"{node.value!r} is read as the number {value:g}; write a plain number, or text in quotes"
+            )
+            raise self._fail(node, message)
         if isinstance(value, float) and not math.isfinite(value):
             raise self._fail(node, f"{node.value!r} is not a finite number")
         return value
@@ -252,7 +269,7 @@ class _Reader:
             key = self._key(key_node)
             if key in own and key_node is not own[key]:
                 continue
-            self.marks[(*path, key)] = Mark(self.source, key_node.start_mark.line + 1)
+            self.marks[(*path, key)] = self._mark(key_node)
             result[key] = self._value(value_node, (*path, key))
         return result
 

@@ -23,7 +23,7 @@ def validate(config_class: type[Any], document: Document, prefix: Path_ = ()) ->
     try:
         config = config_class.model_validate(document.data)
     except ValidationError as error:
-        found = [(item, *_walk(config_class, document.data, item["loc"])) for item in error.errors()]
+        found = _located(config_class, document, error)
         meant = {
             (*p[:-1], nearest(str(p[-1]), _names(m))) for i, p, m in found if i["type"] == "extra_forbidden"
         }
@@ -37,6 +37,20 @@ def validate(config_class: type[Any], document: Document, prefix: Path_ = ()) ->
     for path in _truth_as_number(config, document.data, ()):
         raise explain(document, path, f"{document.at(path)} is no number; write one", prefix)
     return config
+
+
+def unknown_keys(config_class: type[Any], document: Document, prefix: Path_ = ()) -> list[str]:
+    """One line for every key of a document that its config does not know; no other mistake is looked at."""
+    try:
+        config_class.model_validate(document.data)
+    except ValidationError as error:
+        found = _located(config_class, document, error)
+        return [_line(i, p, m, document, prefix) for i, p, m in found if i["type"] == "extra_forbidden"]
+    return []
+
+
+def _located(config_class: type[Any], document: Document, error: ValidationError) -> list[tuple[Any, ...]]:
+    return [(item, *_walk(config_class, document.data, item["loc"])) for item in error.errors()]
 
 
 def _truth_as_number(config: Any, data: Any, path: Path_) -> Iterator[Path_]:
@@ -126,7 +140,7 @@ def _line(item: Any, path: Path_, model: type[BaseModel] | None, document: Docum
         allowed = _names(model)
         return f"{where}: unknown key {path[-1]!r}{_did_you_mean(str(path[-1]), allowed)}{_allowed(allowed)}"
     if kind == "missing":
-        return f"{where}: missing; add it"
+        return _missing(path, document, prefix)
     if kind == "union_tag_invalid":
         given = str(item["ctx"]["tag"])
         allowed = [t.strip().strip("'") for t in item["ctx"]["expected_tags"].split(",")]
@@ -134,6 +148,8 @@ def _line(item: Any, path: Path_, model: type[BaseModel] | None, document: Docum
     if kind == "union_tag_not_found":
         return f"{where}: missing `kind`; say which one is meant"
     if kind == "literal_error":
+        if isinstance(value, str) and value in re.split(r", | or ", item["ctx"]["expected"]):
+            return f"{where} = {value!r}: is text, a number is wanted; write {value} without quotes"
         allowed = [t.strip().strip("'") for t in item["ctx"]["expected"].replace(" or ", ",").split(",")]
         return (
             f"{where} = {_shown(value)}: not allowed{_did_you_mean(str(value), allowed)}{_allowed(allowed)}"
@@ -145,6 +161,15 @@ def _line(item: Any, path: Path_, model: type[BaseModel] | None, document: Docum
     message = message.removeprefix("Value error, ")
     shown = "" if isinstance(value, Mapping | list | BaseModel) else f" = {_shown(value)}"
     return f"{where}{shown}: {message}"
+
+
+def _missing(path: Path_, document: Document, prefix: Path_) -> str:
+    """A field that is not there; in a part, at the line of the `kind` that asks for it."""
+    kind: Path_ = (*path[:-1], "kind")
+    if path[-1] == "kind" or not document.has(kind):
+        return f"{_place(document, path)}{dotted((*prefix, *path))}: missing; add it"
+    where = f"{_place(document, kind)}{dotted((*prefix, *path))}"
+    return f"{where}: missing; kind {document.at(kind)} needs it: add it"
 
 
 def _shown(value: Any) -> str:

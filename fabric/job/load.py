@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fabric.data import vocab_size
 from fabric.data.config import DataConfig
 from fabric.evaluate.config import EvaluateConfig
-from fabric.job.document import Document, JobError, Mark, from_data, read_yaml
-from fabric.job.errors import explain, validate
+from fabric.job.document import Document, JobError, Mark, from_data, read_value, read_yaml
+from fabric.job.errors import explain, unknown_keys, validate
 from fabric.job.schema import SECTIONS, BaseSection, JobConfig, base_path
 from fabric.train.config import TrainConfig
 from models.config import ModelConfig
@@ -76,26 +74,8 @@ class Job:
         return Configuration(model, data, section.train, evaluate)
 
     def _model(self, base: Document, data: DataConfig) -> ModelConfig:
-        given = base.sub(("model",))
-        name = given.data.pop("preset", None)
-        document = Document({})
-        if name is not None:
-            if not isinstance(name, str) or name not in PRESETS:
-                message = (
-                    f"no preset {name!r}{_close(str(name), list(PRESETS))} (allowed: {', '.join(PRESETS)})"
-                )
-                raise explain(base, ("model", "preset"), message, ("base",))
-            preset = PRESETS[name]
-            body = preset if isinstance(preset, Mapping) else preset.model_dump()
-            mark = base.mark(("model", "preset"))
-            document = from_data(dict(body), Mark(f"{mark} (preset {name})"))
-        for key in given.data if name is None else ():
-            known = [*ModelConfig.model_fields, "preset"]
-            if key not in known and nearest(key, known) == "preset":
-                message = f"unknown key {key!r}; did you mean 'preset'?"
-                raise explain(base, ("model", key), message, ("base",))
-        given_vocabulary = given.data.get("vocab_size")
-        document.merge(given)
+        document = _model_document(base)
+        given_vocabulary = base.sub(("model",)).data.get("vocab_size")
         try:
             size = vocab_size(data)
         except ValueError as error:
@@ -108,7 +88,35 @@ class Job:
                 f"{given_vocabulary} is smaller than the tokenizer's {size}; leave it out or raise it", ("base",),
             )  # fmt: skip
         model: ModelConfig = validate(ModelConfig, document, ("base", "model"))
+        if not model.causal:
+            message = (
+                "false: a model whose tokens see the ones they are to predict cannot be given a language-model "
+                "loss; leave causal at true"
+            )
+            raise explain(document, ("causal",), message, ("base", "model"))
         return model
+
+
+def _model_document(base: Document) -> Document:
+    """What is said about the model, laid on its preset."""
+    given = base.sub(("model",))
+    name = given.data.pop("preset", None)
+    document = Document({})
+    if name is not None:
+        if not isinstance(name, str) or name not in PRESETS:
+            message = f"no preset {name!r}{_close(str(name), list(PRESETS))} (allowed: {', '.join(PRESETS)})"
+            raise explain(base, ("model", "preset"), message, ("base",))
+        preset = PRESETS[name]
+        body = preset if isinstance(preset, Mapping) else preset.model_dump()
+        mark = base.mark(("model", "preset"))
+        document = from_data(dict(body), Mark(f"{mark} (preset {name})"))
+    for key in given.data if name is None else ():
+        known = [*ModelConfig.model_fields, "preset"]
+        if key not in known and nearest(key, known) == "preset":
+            message = f"unknown key {key!r}; did you mean 'preset'?"
+            raise explain(base, ("model", key), message, ("base",))
+    document.merge(given)
+    return document
 
 
 def _check_lengths(base: Document, longest: int, seq_len: int, evaluate: EvaluateConfig) -> None:
@@ -165,12 +173,17 @@ def load_job(
     document.marks = {p: m for p, m in document.marks.items() if p[:1] != ("scales",)}
     if not isinstance(scales.data, dict):
         raise explain(scales, (), "must be a mapping of scale names to overrides", ("scales",))
+    _check_form(scales)
+    others = [n for n in scales.data if n != scale and scales.data[n]]
+    written = document.copy() if others else document
     _lay_scale(document, scales, scale)
     for text in overrides:
         _lay_set(document, text)
     config = validate(JobConfig, document)
     job = Job(config, document, path, scale)
     job.configure()
+    for name in others:
+        _check_paths(written.copy(), scales, name)
     return job
 
 
@@ -180,10 +193,24 @@ def scale_names(source: str | Path) -> list[str]:
     return list(scales)
 
 
-def _lay_scale(document: Document, scales: Document, scale: str | None) -> None:
+def _check_form(scales: Document) -> None:
     for name, body in scales.data.items():
         if body is not None and not isinstance(body, dict):
             raise explain(scales, (name,), "a scale is a mapping of paths to values", ("scales",))
+
+
+def _check_paths(document: Document, scales: Document, name: str) -> None:
+    """A scale that was not asked for must point somewhere too; its values are looked at when it is."""
+    _lay_scale(document, scales, name)
+    lines = unknown_keys(JobConfig, document)
+    base = document.sub(("base",))
+    if isinstance(base.data, dict) and isinstance(base.data.get("model"), dict):
+        lines += unknown_keys(ModelConfig, _model_document(base), ("base", "model"))
+    if lines:
+        raise JobError(lines)
+
+
+def _lay_scale(document: Document, scales: Document, scale: str | None) -> None:
     if scale is None:
         return
     if scale not in scales.data:
@@ -199,11 +226,8 @@ def _lay_set(document: Document, text: str) -> None:
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise JobError([f"--set {text}: write it as path=value, for example train.tokens=2M"])
-    try:
-        data = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise JobError([f"--set {text}: {value!r} is not a YAML value"]) from None
-    _put(document, name.strip(), from_data(data, Mark(f"--set {text}")), f"--set {text}")
+    mark = Mark(f"--set {text}")
+    _put(document, name.strip(), read_value(value, mark), str(mark))
 
 
 def _put(document: Document, text: str, value: Document, where: str) -> None:
@@ -215,10 +239,10 @@ def _put(document: Document, text: str, value: Document, where: str) -> None:
                 f"{where}: {text!r} points nowhere{_close(str(path[0]), allowed)} (allowed: {', '.join(allowed)})"
             ]
         )
-    document.put(_named_items(document, path), value)
+    document.put(_named_items(document, path, where), value)
 
 
-def _named_items(document: Document, path: tuple[str | int, ...]) -> tuple[str | int, ...]:
+def _named_items(document: Document, path: tuple[str | int, ...], where: str) -> tuple[str | int, ...]:
     """Take names for positions in lists of named things: search.phases.norm.keep -> search.phases[1].keep."""
     found: list[str | int] = []
     for key in path:
@@ -230,7 +254,8 @@ def _named_items(document: Document, path: tuple[str | int, ...]) -> tuple[str |
             names = [item.get("name") if isinstance(item, dict) else None for item in here]
             if key not in names:
                 known = [str(n) for n in names if n]
-                raise JobError([f"{'.'.join(map(str, path))}: no item named {key!r}{_close(key, known)}"])
+                message = f"{'.'.join(map(str, path))!r}: no item named {key!r}{_close(key, known)}"
+                raise JobError([f"{where}: {message}; name one, or its place: 0 to {len(here) - 1}"])
             key = names.index(key)
         found.append(key)
     return tuple(found)

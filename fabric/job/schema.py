@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fabric.data.config import DataConfig
 from fabric.evaluate.config import EvaluateConfig
-from fabric.job.units import Real
+from fabric.job.units import Number, Real
 from fabric.planning.stopping.base import StoppingRule
 from fabric.planning.stopping.fifo import Fifo
 from fabric.train.config import TrainConfig
@@ -19,7 +19,8 @@ from models.parts import Config, union_of
 
 SCHEMA = 1
 MOST_SEEDS = 1000
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LONGEST_NAME = 100  # it names a folder, and takes part in others' names
 SECTIONS = ("model", "data", "train", "evaluate")
 
 if TYPE_CHECKING:
@@ -50,15 +51,17 @@ class ArmConfig(Config):
 
 
 class AxisConfig(Config):
-    """One thing that varies: a `path` with `values`, or named `arms`.
+    """One thing that varies: a `path` with `values`, or named `arms`, or (mode random) a range to sample from.
 
+    A range whose `low` and `high` are both written as integers (`low: 1, high: 4`) gives integers, both ends included,
+    on either scale; write `1.0` for real numbers.
     `role: nuisance` marks what is tuned inside every arm (the learning rate) instead of being compared.
     """
 
     path: str | None = None
     values: list[Any] | None = Field(default=None, min_length=1)
-    low: Real | None = None
-    high: Real | None = None
+    low: Number | None = None
+    high: Number | None = None
     scale: Literal["linear", "log"] = "linear"
     arms: list[ArmConfig] | None = Field(default=None, min_length=1)
     role: Literal["experiment", "nuisance"] = "experiment"
@@ -247,8 +250,10 @@ class JobConfig(Config):
 
 
 def _plain_name(name: str) -> str:
-    if not NAME.match(name):
+    if not NAME.fullmatch(name):
         raise ValueError("a name has letters, digits, '.', '_' and '-', and starts with a letter or digit")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"a name has at most {LONGEST_NAME} characters, this one {len(name)}; shorten it")
     return name
 
 

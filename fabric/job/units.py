@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+MOST_COUNT = 10**15
 _COUNT = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _SECONDS = {"": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}
 _NUMBER = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*([a-zA-Z]*)\s*$")
@@ -24,9 +26,14 @@ def _scaled(value: Any, units: dict[str, Any], example: str) -> Any:
 
 
 def parse_count(value: Any) -> Any:
-    """`2M` -> 2000000, `1e6` -> 1000000; a number passes through; ValueError when it is not a whole number."""
+    """`2M` -> 2000000, `1e6` -> 1000000; a number passes through.
+
+    Raises ValueError when it is not a whole number, or above `MOST_COUNT`.
+    """
     number = _scaled(value, _COUNT, "200k, 2M or 2000000")
-    if isinstance(number, float):
+    if isinstance(number, int | float) and number > MOST_COUNT:
+        raise ValueError(f"{value!r} is more than the {human_count(MOST_COUNT)} (10**15) that a count may be")
+    if isinstance(number, float) and math.isfinite(number):
         if number != int(number):
             raise ValueError(f"{value!r} is not a whole number")
         return int(number)
@@ -39,7 +46,7 @@ def parse_seconds(value: Any) -> Any:
 
 
 def parse_float(value: Any) -> Any:
-    """YAML 1.1 reads `3e-4` as text; take it as the number it is."""
+    """YAML 1.1 reads `3e-4` as text; take it as the number it is. An integer stays one."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -51,6 +58,7 @@ def parse_float(value: Any) -> Any:
 Count = Annotated[int, BeforeValidator(parse_count)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds)]
 Real = Annotated[float, BeforeValidator(parse_float)]
+Number = Annotated[int | float, BeforeValidator(parse_float)]  # knows `1` from `1.0`
 
 
 def human_count(n: float) -> str:

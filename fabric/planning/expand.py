@@ -171,10 +171,15 @@ def _sampled(job: Job, places: Sequence[tuple[AxisConfig, Place]], n: int, seed:
 
 
 def _drawn(job: Job, axis: AxisConfig, place: Place, key: str, rng: random.Random) -> Arm:
-    low, high = float(axis.low or 0), float(axis.high or 0)
-    if axis.scale == "log":
-        value = math.exp(rng.uniform(math.log(low), math.log(high)))
-    else:
-        value = rng.uniform(low, high)
-    value = float(f"{value:.4g}")
+    value = _between(axis.low or 0, axis.high or 0, axis.scale == "log", rng)
     return Arm(f"{key}={value!r}", (Override(str(axis.path), value, _mark(job, (*place, "low"))),))
+
+
+def _between(low: float, high: float, log: bool, rng: random.Random) -> float:
+    """A number of a range: an integer, ends included, where both bounds are integers; else of four digits."""
+    if isinstance(low, int) and isinstance(high, int):
+        if not log:
+            return rng.randint(low, high)
+        return min(high, int(math.exp(rng.uniform(math.log(low), math.log(high + 1)))))
+    value = math.exp(rng.uniform(math.log(low), math.log(high))) if log else rng.uniform(low, high)
+    return float(f"{value:.4g}")

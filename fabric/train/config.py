@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from fabric.job.units import Count, Real, Seconds
 from models.parts import Config, Part, union_of
+
+MOST_SEQUENCES = 1_000_000
+MOST_TOKENS_PER_PARAM = 1_000_000
+Decay = Annotated[Real, Field(ge=0, lt=1)]  # of a moving average: Adam's betas
 
 
 class OptimizerConfig(Part):
@@ -78,9 +83,9 @@ class TrainConfig(Config):
     """
 
     tokens: Count | None = Field(default=None, gt=0)
-    tokens_per_param: Real | None = Field(default=None, gt=0)
-    batch_size: Count = Field(gt=0)
-    micro_batch_size: Count | None = Field(default=None, gt=0)
+    tokens_per_param: Real | None = Field(default=None, gt=0, le=MOST_TOKENS_PER_PARAM)
+    batch_size: Count = Field(gt=0, le=MOST_SEQUENCES)
+    micro_batch_size: Count | None = Field(default=None, gt=0, le=MOST_SEQUENCES)
     optimizer: Optimizer
     schedule: Schedule
     clip_norm: Real | None = Field(default=1.0, gt=0)
@@ -98,7 +103,7 @@ class TrainConfig(Config):
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"micro_batch_size={self.micro_batch_size} does not divide batch_size={self.batch_size}; "
-                f"use one of {[m for m in range(1, self.batch_size + 1) if self.batch_size % m == 0]}"
+                f"use {_divisors(self.batch_size, self.micro_batch_size)}"
             )
         return self
 
@@ -109,3 +114,10 @@ class TrainConfig(Config):
     def n_steps(self, seq_len: int, n_params: int) -> int:
         """Optimizer steps: the tokens divided by the tokens of a global batch, at least one."""
         return max(1, self.n_tokens(n_params) // (self.batch_size * seq_len))
+
+
+def _divisors(n: int, near: int) -> str:
+    """The divisors of n in words, the six nearest to a number."""
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    found = sorted({*small, *(n // d for d in small)}, key=lambda d: (abs(d - near), d))[:6]
+    return " or ".join([", ".join(map(str, sorted(found)[:-1])), str(max(found))]) if n > 1 else "1"

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric.data import DataConfig, TokenCache, blocks, data_key, describe, load_tokenizer, prepare
+from fabric.data import DataConfig, TokenCache, blocks, data_key, describe, disk, load_tokenizer, prepare
+from fabric.data.disk import sha256_of_file
 from fabric.data.tokenizer import ByteTokenizer, byte_tokenizer_json
 
 SMOLLM2 = Path(os.environ.get("FABRIC_DATA", "absent")) / "tokenizer-smollm2" / "tokenizer.json"
@@ -171,6 +173,33 @@ def test_changed_contents_of_the_right_size_are_found_by_verify(corpus, tmp_path
         file.write(b"\x07")
     with pytest.raises(ValueError, match=r"contents of test\.bin changed"):
         TokenCache.open(cache.path).verify()
+
+
+def test_changed_contents_of_the_right_size_are_repaired_and_told(corpus, tmp_path):
+    config, root = config_for(corpus), tmp_path / "cache"
+    cache = prepare(config, root)
+    with (cache.path / "test.bin").open("r+b") as file:
+        file.write(b"\x07")
+    about = describe(config, root)
+    assert about["state"] == "damaged"
+    assert "contents of test.bin changed" in about["reason"]
+    with pytest.warns(UserWarning, match=r"contents of test.bin changed.*building it again"):
+        prepare(config, root).verify()
+    assert describe(config, root)["state"] == "built"
+
+
+def test_an_unchanged_large_cache_is_hashed_once(tmp_path, monkeypatch):
+    (tmp_path / "big.txt").write_text("\n\n".join(f"paragraph {i} of a large text" for i in range(40_000)))
+    config, root = config_for(tmp_path / "big.txt"), tmp_path / "cache"
+    prepare(config, root)
+    later = time.time_ns() + 60 * 10**9
+    monkeypatch.setattr(disk.time, "time_ns", lambda: later)  # what was changed just now is not remembered
+    prepare(config, root)
+    read = []
+    monkeypatch.setattr(disk, "sha256_of_file", lambda path: read.append(path.name) or sha256_of_file(path))
+    prepare(config, root)
+    assert "train.bin" not in read
+    assert "test.bin" in read, "small files are read in no time"
 
 
 def test_two_processes_at_once_both_end_with_a_sound_cache(corpus, tmp_path):

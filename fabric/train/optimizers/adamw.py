@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from fabric.job.units import Real
-from fabric.train.config import OptimizerConfig
+from fabric.train.config import Decay, OptimizerConfig
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +17,7 @@ class AdamW(OptimizerConfig):
     """AdamW; weight decay acts on matrices only (parameters of two or more dimensions)."""
 
     kind: Literal["adamw"]
-    betas: tuple[Real, Real] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: Real = Field(default=1e-8, gt=0)
     weight_decay: Real = Field(default=0.1, ge=0)
 

@@ -1,0 +1,170 @@
+"""Using what was trained when something is missing or wrong; being interrupted; files of results."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from cli_kit import JOB, write_job
+
+import fabric
+from fabric import exporting
+from fabric.planning.trial import TrialSpec
+
+
+def a_llama(root):
+    """A trial of an arm that transformers has."""
+    for trial in sorted((root / "trials").iterdir()):
+        if TrialSpec.model_validate_json((trial / "trial.json").read_text()).model.norm_placement == "pre":
+            return trial
+    raise AssertionError("no trial with pre-norm")
+
+
+# -- a token cache that is gone --------------------------------------------------------------------------------------
+
+
+def test_a_lost_token_cache_is_built_again(cli, swept, tmp_path):
+    before = cli("generate", swept.root, "--prompt", "the", "--tokens", 8, "--temperature", 0)
+    out = tmp_path / "runs"
+    shutil.copytree(swept.out, out, ignore=shutil.ignore_patterns(".cache"))
+    assert cli("generate", out / "tiny", "--prompt", "the", "--tokens", 8, "--temperature", 0) == before
+    shutil.rmtree(out / ".cache")
+    cli("export", a_llama(out / "tiny"), "--out", tmp_path / "exported")
+    assert (tmp_path / "exported" / "tokenizer.json").exists()
+
+
+def test_a_lost_token_cache_of_text_that_changed_is_an_error_with_both(cli, tmp_path):
+    job, out = write_job(tmp_path), tmp_path / "runs"
+    cli("run", job, "--out", out)
+    shutil.rmtree(out / ".cache")
+    text = tmp_path / "text.txt"
+    text.write_text(text.read_text() + "\n\nmore")
+    cli("generate", out / "tiny", code=2)
+    assert "cannot be built again: the text of files is not what it was then" in cli.err
+    text.unlink()
+    shutil.rmtree(out / ".cache")
+    cli("generate", out / "tiny", code=2)
+    assert "cannot be built again" in cli.err
+    assert "does not exist" in cli.err
+
+
+# -- export ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "file"])
+def test_an_exported_tokenizer_knows_its_end_and_its_length(cli, tmp_path, kind):
+    from transformers import AutoConfig, AutoTokenizer
+
+    job, out = write_job(tmp_path), tmp_path / "runs"
+    tokenizer = {"bytes": "bytes", "bpe": "{kind: bpe, vocab_size: 300}", "file": str(tmp_path / "own.json")}
+    if kind == "file":
+        from fabric.data import DataConfig, prepare
+
+        made = DataConfig(
+            corpus=str(tmp_path / "text.txt"), tokenizer={"kind": "bpe", "vocab_size": 300}, seq_len=8
+        )
+        stored = prepare(made, tmp_path / "cache").tokenizer().json
+        (tmp_path / "own.json").write_text(stored.replace("<|endoftext|>", "</s>"))
+    cli("run", job, "--out", out, "--set", f"data.tokenizer={tokenizer[kind]}", "--set", "train.tokens=512")
+    cli("export", out / "tiny", "--out", tmp_path / "exported")
+    ours = exporting.load_trained(out / "tiny").tokenizer
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    assert (
+        theirs.eos_token_id == AutoConfig.from_pretrained(tmp_path / "exported").eos_token_id == ours.eos_id
+    )
+    assert theirs.eos_token == ours.eos_token == ("</s>" if kind == "file" else "<|endoftext|>")
+    assert theirs.model_max_length == 64
+    assert theirs("the cat sat")["input_ids"] == ours.encode("the cat sat")
+
+
+@pytest.mark.parametrize("inside", ["", "deeper/still"])
+def test_exporting_onto_a_file_is_an_error(cli, swept, tmp_path, inside):
+    (tmp_path / "taken").write_text("mine")
+    cli("export", a_llama(swept.root), "--out", tmp_path / "taken" / inside, code=2)
+    assert f"error: {tmp_path}/taken is a file: export writes a folder" in cli.err
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+# -- generate --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"temperature": float("nan")}, "temperature=nan is not a number"),
+        ({"temperature": float("inf")}, "temperature=inf"),
+        ({"seed": 2**70}, r"seed 1180591620717411303424: allowed are 0 to 2\*\*63 - 1"),
+        ({"seed": -1}, "seed -1"),
+        ({"tokens": 0}, "tokens=0: at least 1"),
+        ({"tokens": 60}, r"use tokens=57 \(--tokens 57\) or a shorter prompt"),
+        ({"prompt": "the cat " * 20}, "use a shorter prompt$"),
+        ({"prompt": b"a\xff".decode(errors="surrogateescape")}, "the prompt is not UTF-8: its character 1"),
+    ],
+)
+def test_options_out_of_range_are_errors_in_python_too(swept, options, words):
+    with pytest.raises(ValueError, match=words):
+        fabric.generate(swept.root, **{"prompt": "the cat", "tokens": 4, **options})
+
+
+def test_a_prompt_of_invalid_bytes_is_an_error(swept):
+    command = [sys.executable, "-m", "fabric.cli", "generate", str(swept.root), "--prompt", b"a\xff"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the prompt is not UTF-8"), done.stderr
+
+
+# -- results ---------------------------------------------------------------------------------------------------------
+
+
+def test_files_of_results_go_into_folders_that_are_made(cli, swept, tmp_path):
+    new = tmp_path / "a" / "b"
+    cli("results", swept.root, "--csv", new / "t.csv", "--parquet", new / "p" / "t.parquet")
+    cli("results", swept.root, "--plot", new / "q" / "t.svg")
+    assert (new / "t.csv").exists()
+    assert (new / "p" / "t.parquet").exists()
+    assert (new / "q" / "t.svg").exists()
+
+
+@pytest.mark.parametrize(("name", "words"), [("o.xyz", "ends in '.xyz'"), ("o", "has no ending")])
+def test_a_picture_of_unknown_ending_is_an_error_before_anything_is_written(
+    cli, swept, tmp_path, name, words
+):
+    cli("results", swept.root, "--plot", tmp_path / name, "--csv", tmp_path / "t.csv", code=2)
+    assert words in cli.err
+    assert ".png" in cli.err
+    assert not (tmp_path / "t.csv").exists()
+
+
+# -- run -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_says_so_and_goes_on(cli, tmp_path, number):
+    job, out = write_job(tmp_path), tmp_path / "runs"
+    arguments = ["run", str(job), "--out", str(out), "--set", "train.tokens=600k"]
+    command = [sys.executable, "-m", "fabric.cli", *arguments]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("tiny/trials/*/attempts/1/status.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.kill(running.pid, number)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
+    assert errors.splitlines()[-1] == f"interrupted; the same command goes on. Records: {out}"
+    assert "Traceback" not in errors
+    assert cli.json(*arguments, "--json")["state"] == "finished"
+    (attempts,) = out.glob("tiny/trials/*/attempts")
+    assert len(list(attempts.iterdir())) == 2
+
+
+def test_an_error_about_the_corpus_names_the_job_s_line(cli, tmp_path):
+    job = write_job(tmp_path, JOB.replace("path: text.txt", "path: empty.txt"))
+    (tmp_path / "empty.txt").write_text("")
+    cli("run", job, "--out", tmp_path / "runs", code=2)
+    assert cli.err.startswith(f"error: {job}:11: base.data.corpus.path: {tmp_path}/empty.txt is empty")
