@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -282,6 +284,12 @@ def bench(
 
 def main() -> None:
     """Run the command line; what a user got wrong ends in one message and exit code 2."""
+    warnings.showwarning = _warned
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        typer.echo("error: the current folder does not exist any more; change to another one", err=True)
+        sys.exit(2)
     try:
         # Out of standalone mode the code of a `typer.Exit` is returned, not raised.
         code = app(standalone_mode=False)
@@ -289,11 +297,19 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):  # the library makes the one of the other
         typer.echo("interrupted", err=True)
         sys.exit(130)
+    except BrokenPipeError:  # `fabric results DIR | head`: nobody reads the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except Exception as error:
         told = _explained(error)
         if told is None:
             raise
         sys.exit(told)
+
+
+def _warned(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Warnings are for the user, who did not write the line of code they come from."""
+    typer.echo(f"warning: {message}", err=True)
 
 
 def _explained(error: Exception) -> int | None:

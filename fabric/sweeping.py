@@ -9,10 +9,13 @@ from typing import Any, Literal, Protocol
 
 from fabric.data import TokenCache, data_key, prepare
 from fabric.data.config import DataConfig
+from fabric.data.corpus import CorpusError
+from fabric.job.content import naming_corpus
 from fabric.job.load import Job, load_job
 from fabric.planning.machine import Concurrency, concurrency, cpu_count, gpu_count
 from fabric.planning.study import Action, Study, Task
 from fabric.planning.study import Machine as StudyMachine
+from fabric.planning.trial import TrialSpec
 from fabric.runtime.signals import interruptible
 from fabric.store import Store, StoreFullError, driver_lock, told_when_full
 
@@ -90,7 +93,8 @@ def new_study(job: Job, root: Path, out: str | Path, *, strict: bool = False, dr
 
     def key(config: DataConfig) -> str:
         if config not in keys:
-            keys[config] = data_key(config, cache_root(out))
+            with naming_corpus(job):
+                keys[config] = data_key(config, cache_root(out))
         return keys[config]
 
     return Study(job, Store(root), key, StudyMachine(worker_threads(job), device), dry=dry, strict=strict)
@@ -99,20 +103,23 @@ def new_study(job: Job, root: Path, out: str | Path, *, strict: bool = False, dr
 class Caches:
     """The token caches of a run: each is built (or found) before the first trial that needs it."""
 
-    def __init__(self, out: str | Path, progress: Progress) -> None:
-        self.root, self.progress = cache_root(out), progress
+    def __init__(self, job: Job, out: str | Path, progress: Progress) -> None:
+        self.job, self.root, self.progress = job, cache_root(out), progress
         self._ready: dict[str, TokenCache] = {}
 
     def ensure(self, task: Task) -> None:
-        """Raises ValueError where the text is too little for a batch, or a split for one window."""
-        spec = task.trial.spec
+        """Raises JobError where the text cannot be read, is too little for a batch, or a split for one window."""
+        with naming_corpus(self.job):
+            self._ensure(task.trial.spec)
+
+    def _ensure(self, spec: TrialSpec) -> None:
         if spec.data_key not in self._ready:
             self._ready[spec.data_key] = prepare(spec.data, self.root, progress=self._prepared)
         cache, seq_len = self._ready[spec.data_key], spec.data.seq_len
         for split, n in (("train", spec.train.batch_size), ("validation", 1), ("test", 1)):
             if (found := cache.n_rows(split, seq_len)) < n:
-                raise ValueError(
-                    f"data: the {split} split holds {found} windows of {seq_len} tokens, and {n} are needed: use more "
+                raise CorpusError(
+                    f"the {split} split holds {found} windows of {seq_len} tokens, and {n} are needed: use more "
                     "text, a shorter seq_len, a smaller batch_size, or a larger fraction for the split"
                 )
 
@@ -141,7 +148,7 @@ def _inline(study: Study, root: Path, out: str | Path, progress: Progress) -> Sw
     from fabric.runtime.worker import perform
     from fabric.train.directive import CheckpointAndExit, Continue, Directive, Stop
 
-    caches = Caches(out, progress)
+    caches = Caches(study.job, out, progress)
     progress.attach(study, 1)
     while not isinstance(task := study.next_task(), str):
         caches.ensure(task)
@@ -201,7 +208,7 @@ def _with_tune(
             gpus=gpus,
             root=root,
             progress=progress,
-            caches=Caches(out, progress),
+            caches=Caches(study.job, out, progress),
         )
     return _result(study, root, interrupted=not finished)
 

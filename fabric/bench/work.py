@@ -70,7 +70,7 @@ def prepared_spec(config: Mapping[str, Any], setting: Setting) -> tuple[Any, Any
     study = new_study(loaded, out_root(loaded, setting.out), setting.out, dry=True)
     task = study.next_task()
     assert not isinstance(task, str)
-    Caches(setting.out, Silent()).ensure(task)
+    Caches(loaded, setting.out, Silent()).ensure(task)
     from fabric.runtime.worker import token_cache
 
     spec = task.trial.spec

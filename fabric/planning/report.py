@@ -13,6 +13,7 @@ from fabric.analysis.stats import minimal_detectable_difference
 from fabric.data import data_key
 from fabric.data.config import DataConfig
 from fabric.data.disk import default_cache_root
+from fabric.job.content import naming_corpus
 from fabric.job.document import JobError
 from fabric.job.load import Job, load_job
 from fabric.planning.cost import (
@@ -150,7 +151,8 @@ def _dry_study(job: Job, store: Store, out: str | Path, strict: bool) -> Study:
     @cache
     def key(config: DataConfig) -> str:
         if config.corpus.is_here(root):
-            return data_key(config, root)
+            with naming_corpus(job):
+                return data_key(config, root)
         absent.add(config.corpus.kind)
         return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
 

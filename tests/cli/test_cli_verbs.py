@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import inspect
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from fabric import cli as command_line
 from fabric.planning.trial import TrialSpec
 from fabric.store import Store
 
+ROOT = Path(__file__).resolve().parents[2]
 FUNCTIONS = {
     "sweep": "sweep",
     "plan": "plan",
@@ -68,6 +71,23 @@ def test_help_groups_the_verbs(cli):
     out = cli("--help")
     for group in ("Run a study:", "Look:", "Use a trained model:", "This machine:"):
         assert group in out
+
+
+def test_a_reader_that_leaves_early_is_no_error(swept):
+    command = f"{sys.executable} -P -m fabric.cli results {swept.root} | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("tiny")
+
+
+def test_a_deleted_current_folder_is_named(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = f"rmdir {gone}; {sys.executable} -P -c 'from fabric.cli import main; main()' doctor"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=gone, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the current folder does not exist")
 
 
 def test_plan_prints_and_writes_nothing(cli, tmp_path):

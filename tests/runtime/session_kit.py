@@ -37,7 +37,7 @@ def tune_sweep(body: dict[str, Any], out: Path, trainable: Any = fabric_trial, s
     heard = Heard()
     with driver_lock(root):
         study = new_study(loaded, root, out)
-        caches = Caches(out, heard)
+        caches = Caches(loaded, out, heard)
         options = {"slots": slots, "cpus": 1, "gpus": 0, "root": root, "progress": heard, "caches": caches}
         assert run_study(study, trainable=trainable, **options)
     return study, heard
