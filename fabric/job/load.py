@@ -136,12 +136,13 @@ def _check_lengths(base: Document, longest: int, seq_len: int, evaluate: Evaluat
 
 
 def _with_paths(data: DataConfig, folder: Path, base: Document) -> DataConfig:
-    from fabric.data.config import resolve_paths
-
-    try:
-        return resolve_paths(data, folder)
-    except ValueError as error:
-        raise explain(base, ("data", "corpus"), str(error), ("base",)) from None
+    found = {}
+    for part in ("corpus", "tokenizer"):
+        try:
+            found[part] = getattr(data, part).resolved(folder)
+        except ValueError as error:
+            raise explain(base, ("data", part), str(error), ("base",)) from None
+    return data.model_copy(update=found)
 
 
 def _evaluate_paths(evaluate: EvaluateConfig, folder: Path, base: Document) -> EvaluateConfig:

