@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric.data import describe, get_smollm2
+from fabric.job.content import naming_corpus
 from fabric.job.families import families
 from fabric.job.load import load_job
 from fabric.job.units import human_count
@@ -46,7 +47,8 @@ def describe_data(
 ) -> dict[str, Any]:
     """Documents, bytes and tokens per split of a job's corpus, and the state of its token cache."""
     loaded = load_job(job, scale, overrides)
-    return describe(loaded.configure().data, cache_root(out))
+    with naming_corpus(loaded):
+        return describe(loaded.configure().data, cache_root(out))
 
 
 def get_data(name: str, *, out: str | Path = "runs") -> Path:

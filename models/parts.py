@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import pkgutil
 from functools import cache
 from typing import Annotated, Any, ClassVar, Union, get_args
@@ -66,6 +67,14 @@ def union_of(package: str, base: type[Part]) -> Any:
     """The pydantic type of a field that takes any part of a family, told apart by `kind`."""
     classes = tuple(parts_in(package, base).values())
     return Annotated[Union[classes], Field(discriminator="kind")]  # noqa: UP007 (built at run time)
+
+
+def divisors_in_words(n: int, near: int) -> str:
+    """The divisors of n that are nearest to a number, six at most, in order."""
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    found = sorted({*small, *(n // d for d in small)}, key=lambda d: (abs(d - near), d))[:6]
+    *most, last = map(str, sorted(found))
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def nearest(name: str, allowed: list[str] | tuple[str, ...]) -> str | None:

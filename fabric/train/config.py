@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from fabric.job.units import Count, Real, Seconds
-from models.parts import Config, Part, union_of
+from models.parts import Config, Part, divisors_in_words, union_of
 
 MOST_SEQUENCES = 1_000_000
 MOST_TOKENS_PER_PARAM = 1_000_000
@@ -103,7 +102,7 @@ class TrainConfig(Config):
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"micro_batch_size={self.micro_batch_size} does not divide batch_size={self.batch_size}; "
-                f"use {_divisors(self.batch_size, self.micro_batch_size)}"
+                f"use {divisors_in_words(self.batch_size, self.micro_batch_size)}"
             )
         return self
 
@@ -114,10 +113,3 @@ class TrainConfig(Config):
     def n_steps(self, seq_len: int, n_params: int) -> int:
         """Optimizer steps: the tokens divided by the tokens of a global batch, at least one."""
         return max(1, self.n_tokens(n_params) // (self.batch_size * seq_len))
-
-
-def _divisors(n: int, near: int) -> str:
-    """The divisors of n in words, the six nearest to a number."""
-    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
-    found = sorted({*small, *(n // d for d in small)}, key=lambda d: (abs(d - near), d))[:6]
-    return " or ".join([", ".join(map(str, sorted(found)[:-1])), str(max(found))]) if n > 1 else "1"

@@ -13,7 +13,7 @@ from models.parts import Part
 class FFNConfig(Part):
     """Base of every feed-forward config."""
 
-    d_ff: int = Field(gt=0)
+    d_ff: int = Field(gt=0, le=1 << 22)
 
     @abstractmethod
     def build(self, d_model: int) -> nn.Module:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kernels.attention import attention, reference
-from models.parts import Part
+from models.parts import Part, divisors_in_words
 
 if TYPE_CHECKING:
     from models.cache import LayerState
@@ -97,7 +97,7 @@ class AttentionConfig(MixerConfig):
     ("full": OLMo 2, arXiv 2501.00656).
     """
 
-    n_heads: int = Field(gt=0)
+    n_heads: int = Field(gt=0, le=1 << 16)
     rope_theta: float = Field(default=10000.0, gt=0)
     qk_norm: Literal["none", "head", "full"] = "none"
 
@@ -113,7 +113,7 @@ class AttentionConfig(MixerConfig):
         if getattr(self, "head_dim", None) is None and d_model % self.n_heads:
             raise ValueError(
                 f"mixer.n_heads={self.n_heads} does not divide d_model={d_model}; "
-                f"use {_divisors(d_model, self.n_heads)}, or set mixer.head_dim"
+                f"use {divisors_in_words(d_model, self.n_heads)}, or set mixer.head_dim"
             )
         if self.rotated_width(d_model) % 2:
             raise ValueError(
@@ -149,7 +149,7 @@ class GroupedHeads(AttentionConfig):
         if self.n_heads % self.n_groups:
             raise ValueError(
                 f"n_heads={self.n_heads} is not divisible by n_kv_heads={self.n_groups}; "
-                f"use {_divisors(self.n_heads)}"
+                f"use {divisors_in_words(self.n_heads, self.n_groups)}"
             )
         if self.head_dim is not None and self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} is odd, RoPE turns pairs; use {self.head_dim + 1}")
@@ -201,11 +201,3 @@ def remember(
 ) -> tuple[Tensor, ...]:
     """All tensors the new tokens may see: the new ones alone without a state, else with what it holds."""
     return new if state is None else state.append(new, step.start, ordered)
-
-
-def _divisors(n: int, near: int | None = None) -> str:
-    """The divisors of n in words; only the four nearest to a number when one is given."""
-    found = [d for d in range(1, n + 1) if n % d == 0]
-    if near is not None:
-        found = sorted(sorted(found, key=lambda d: abs(d - near))[:4])
-    return str(found[0]) if len(found) == 1 else ", ".join(map(str, found[:-1])) + f" or {found[-1]}"
