@@ -17,7 +17,7 @@ test: $(READY)
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest
 
-# Kills, signals, a full disk: whole sweeps, some minutes, best on an idle machine.
+# Signals, and a joined cluster that dies: whole sweeps, some minutes, best on an idle machine.
 drills: $(READY)
 	$(BIN)/python -m pytest -m drill tests/runtime
 

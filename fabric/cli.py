@@ -294,7 +294,9 @@ def main() -> None:
         # Out of standalone mode the code of a `typer.Exit` is returned, not raised.
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except (KeyboardInterrupt, typer.Abort):  # the library makes the one of the other
+    except (KeyboardInterrupt, typer.Abort) as stopped:  # the library makes the one of the other
+        if isinstance(stopped.__cause__, EOFError):  # and of this, which is no interruption
+            raise stopped.__cause__ from None
         typer.echo("interrupted", err=True)
         sys.exit(130)
     except BrokenPipeError:  # `fabric results DIR | head`: nobody reads the rest

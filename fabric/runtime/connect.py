@@ -35,6 +35,7 @@ ENVIRONMENT = {
     # What an actor and its first trial need; torch's optimizers load the compiler when the first one is made.
     "RAY_preload_python_modules": "torch,torch._dynamo,ray.tune,fabric.runtime.worker",
     "RAY_memory_monitor_refresh_ms": "250",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of a worker nobody waits for any more; its status has the traceback
 }
 # For a cluster of our own, which never comes back: its head is gone when it does not answer for this long.
 OWN_CLUSTER = {

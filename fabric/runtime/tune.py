@@ -321,6 +321,10 @@ def run_study(
             tuner.fit()
     except _Lost as lost:
         raise ClusterLostError(str(lost)) from None
+    except Exception:
+        # Tune stumbles over its own records where the disk is full (it reads again what it could not write).
+        if bridge.problem is None:
+            raise
     if bridge.problem is not None:
         raise bridge.problem
     return not bridge.interrupted

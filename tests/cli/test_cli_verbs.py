@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,16 @@ def test_a_reader_that_leaves_early_is_no_error(swept):
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("tiny")
+
+
+def test_the_end_of_a_file_is_no_interruption(monkeypatch):
+    def cut_short(*_, **__):
+        raise EOFError("Ran out of input")
+
+    monkeypatch.setattr(import_module("fabric.results"), "status", cut_short)
+    monkeypatch.setattr("sys.argv", ["fabric", "status", "x"])
+    with pytest.raises(EOFError):
+        command_line.main()
 
 
 def test_a_deleted_current_folder_is_named(tmp_path):

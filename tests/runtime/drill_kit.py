@@ -300,14 +300,14 @@ def n_finished(store: Store) -> int:
 
 
 def running(store: Store) -> list[tuple[str, int]]:
-    """(trial, pid) of the attempts that say they run."""
+    """(trial, pid) of the attempts that say they run, and whose processes do."""
     found = []
     for trial_id in store.trial_ids():
         record = store.trial(trial_id)
         last = record.status()
         if last and last.state == "running":
             found.append((trial_id, (record.provenance(last.attempt) or {})["pid"]))
-    return found
+    return [(trial_id, pid) for trial_id, pid in found if alive([pid])]
 
 
 def decision(store: Store, index: int) -> dict[str, Any] | None:
@@ -321,7 +321,7 @@ def snapshot(store: Store) -> dict[str, bytes]:
     keys = store.objects.list("studies") + [
         k for k in store.objects.list("trials") if "/decisions/" in k or "/evaluations/" in k
     ]
-    return {k: store.objects.get(k) or b"" for k in keys}
+    return {k: store.objects.get(k) or b"" for k in keys if not k.endswith("/used.json")}
 
 
 def finished_attempts(store: Store) -> dict[str, int]:

@@ -45,7 +45,7 @@ import fabric
 from fabric.results import status
 from fabric.store import Store
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.drill]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 GOES_ON = "the same command goes on"
 
 
@@ -71,7 +71,7 @@ def killed(tmp_path_factory) -> Any:
     """One study under `asha: {sync: true}`, killed three times from a folder with decoys, then finished, and run
     once more."""
     folder = tmp_path_factory.mktemp("killed")
-    body = job(folder, steps=60, search=two_phases(SYNC_ASHA))
+    body = job(folder, steps=120, search=two_phases(SYNC_ASHA))
     where = {"cwd": decoys(folder / "mine")}
     file, out, ledger = write_job(folder, body), folder / "runs", Ledger()
     with sweeping(file, out, **where) as first:
@@ -130,7 +130,7 @@ def test_a_sweep_whose_ray_dies_says_so(killed):
 
 def test_a_rerun_of_a_finished_sweep_starts_nothing(killed):
     assert killed.rerun.n_runs == 0, "no Tune run"
-    assert killed.rerun.seconds < 10
+    assert killed.rerun.seconds < 30, "no Ray"
     assert killed.rerun.stdout == killed.last.stdout, "the same table"
 
 
@@ -141,7 +141,7 @@ def test_plain_lines_where_there_is_no_terminal(killed):
     for line in lines:
         assert line.startswith(("[", "warning: ")), line
         assert not set(line) & set("╭│╰─█\x1b\r"), line
-        assert "ray" not in line.lower().split(), line
+        assert "ray" not in line.lower().split() or line.endswith("] starting Ray"), line
         assert "WARNING" not in line, line
 
 
@@ -177,6 +177,7 @@ def test_module_form_of_the_command_with_decoys(tmp_path):
 # -- signals -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.drill
 def test_signals_stop_cleanly_and_the_same_command_goes_on(tmp_path):
     body = job(tmp_path, steps=60, search=two_phases(FIFO))
     file, out, ledger = write_job(tmp_path, body), tmp_path / "runs", Ledger()
@@ -349,6 +350,7 @@ def left_behind(address: str) -> list[str]:
     return list(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
+@pytest.mark.drill
 def test_joining_a_cluster_leaves_nothing_on_it(tmp_path, head):
     search = {"mode": "grid", "seeds": 3, "axes": [{"arms": [{"name": "mha"}]}]}
     body = job(tmp_path, steps=60, search=search)
