@@ -14,12 +14,11 @@ if TYPE_CHECKING:
 
 
 def finished_model(spec: TrialSpec, record: TrialRecord) -> tuple[Checkpoint, CausalLM]:
-    """The last weights of a finished trial, on the trial's threads. Raises RuntimeError when there are none."""
-    import torch
-
+    """The last weights of a finished trial, in a process settled for it. Raises RuntimeError when there are none."""
+    from fabric.train import process
     from fabric.train.checkpoint import load_model, newest_checkpoint
 
-    torch.set_num_threads(spec.threads)
+    process.settle(spec)
     found = newest_checkpoint(record)
     if found is None:
         raise RuntimeError(
@@ -38,7 +37,7 @@ def final_row(spec: TrialSpec, record: TrialRecord, cache: TokenCache) -> dict[s
     if known is not None:
         return dict(known)
     _, model = finished_model(spec, record)
-    metrics, _ = final_metrics(
+    metrics, beside = final_metrics(
         model,
         cache,
         spec.evaluate,
@@ -49,5 +48,7 @@ def final_row(spec: TrialSpec, record: TrialRecord, cache: TokenCache) -> dict[s
     )
     before = record.final() or {}
     row = {**{k: v for k, v in before.items() if not is_final_metric(k)}, **metrics}
+    if beside:
+        record.write_evaluation(f"beside-{spec.evaluation_key}", beside)
     record.write_evaluation(f"final-{spec.evaluation_key}", row)
     return dict(record.final(spec.evaluation_key) or {})

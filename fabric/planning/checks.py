@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from fabric.job.document import JobError
 from fabric.job.load import Configuration, Job, Override
@@ -84,3 +85,28 @@ def check_points(job: Job, points: Sequence[Arm], arms: Sequence[Arm]) -> None:
             if any(contains(path, override.path) for path in tuned):
                 message = f"arm {arm.name!r} sets {override.path}, which a nuisance axis tunes in every arm"
                 raise JobError([f"{override.mark}: {message}; take it out of one of them"])
+
+
+def overruled(points: Sequence[Arm], arms: Sequence[Arm]) -> list[str]:
+    """What arms write inside a mapping and a nuisance axis replaces, in sentences."""
+    tuned = sorted({o.path for p in points for o in p.overrides})
+    found = []
+    for arm in arms:
+        for override in arm.overrides:
+            for path in tuned:
+                given = _inside(override, path)
+                if given is not None:
+                    found.append(
+                        f"arm {arm.name!r} writes {path} {given}, which is not used: a nuisance axis tunes it"
+                    )
+    return found
+
+
+def _inside(override: Override, path: str) -> Any:
+    """The value at `path` inside what an override puts around it; None where it puts none there."""
+    if path == override.path or not contains(override.path, path):
+        return None
+    value = override.value
+    for key in path.removeprefix(override.path + ".").split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value

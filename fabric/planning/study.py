@@ -15,7 +15,7 @@ from fabric.job.document import JobError
 from fabric.job.errors import explain
 from fabric.job.load import Configuration, Job
 from fabric.planning.advice import advice
-from fabric.planning.checks import check_effects, check_match, check_overlaps, check_points
+from fabric.planning.checks import check_effects, check_match, check_overlaps, check_points, overruled
 from fabric.planning.choosing import phase_decision, rate_decision
 from fabric.planning.conditions import Overrides, applies, check_phases
 from fabric.planning.expand import Arm, arms_of_phase, arms_of_search, nuisance_points
@@ -80,6 +80,7 @@ class Study:
             check_match(self.job, arms)
         check_points(self.job, self.points, [a for arms in groups for a in arms])
         for arms in groups:
+            self.warnings += overruled(self.points, arms)
             check_effects(arms, lambda overrides: self._configured(overrides)[0], self.registry.trial_id)
         check_phases(self.job, lambda overrides: self._configured(overrides + first))
         stops = search.scheduler.kind != "fifo"

@@ -62,11 +62,14 @@ class TrialRecord:
 
     def attempt_numbers(self) -> list[int]:
         """The attempts that count, oldest first: none after the first that finished, whose numbers stand for good."""
+        return [number for number, _ in self._counted()]
+
+    def _counted(self) -> list[tuple[int, Status | None]]:
         counted = []
         for number in self._all_attempts():
             if self.numerics in (None, self.fingerprint(number)):
-                counted.append(number)
                 status = self._status_of(number)
+                counted.append((number, status))
                 if status is not None and status.state == FINISHED:
                     break
         return counted
@@ -98,7 +101,7 @@ class TrialRecord:
 
     def status(self) -> Status | None:
         """The status that counts: the finished attempt's if there is one, else the newest attempt's that has one."""
-        return next((s for n in reversed(self.attempt_numbers()) if (s := self._status_of(n))), None)
+        return next((status for _, status in reversed(self._counted()) if status is not None), None)
 
     def _status_of(self, attempt: int) -> Status | None:
         body = self._read(f"attempts/{attempt}/status")

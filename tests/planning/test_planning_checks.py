@@ -42,6 +42,13 @@ def test_axes_that_undo_each_other_or_change_nothing_are_refused(search, words):
         assert word in message
 
 
+def test_a_rate_inside_an_arms_optimizer_that_is_tuned_is_said_to_be_unused():
+    arms = {"arms": [{"name": "a", "set": {"train.optimizer": {"kind": "adamw", "lr": 5e-3}}}]}
+    study = study_of(job_of({"mode": "grid", "axes": [arms, RATE]}), memory_store(), dry=True)
+    (warning,) = study.warnings
+    assert "arm 'a' writes train.optimizer.lr 0.005, which is not used" in warning
+
+
 def test_an_axis_may_refine_what_one_before_it_sets():
     study = study_of(job_of({"mode": "grid", "axes": [MIXERS, HEADS]}), memory_store(), dry=True)
     assert {t.spec.model.mixer.n_heads for t in study.trials.values()} == {2, 4}
