@@ -299,14 +299,23 @@ def main() -> None:
             raise stopped.__cause__ from None
         typer.echo("interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:  # `fabric results DIR | head`: nobody reads the rest
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except BrokenPipeError:
+        _nobody_reads()
+    except SystemExit as left:  # the library makes code 1 of a broken pipe
+        if isinstance(left.__context__, BrokenPipeError):
+            _nobody_reads()
+        raise
     except Exception as error:
         told = _explained(error)
         if told is None:
             raise
         sys.exit(told)
+
+
+def _nobody_reads() -> NoReturn:
+    """`fabric results DIR | head` has what it wanted; what is still buffered goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(0)
 
 
 def _warned(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -82,6 +82,18 @@ def test_a_reader_that_leaves_early_is_no_error(swept, verb, first):
     assert done.stdout.startswith(first)
 
 
+@pytest.mark.parametrize("verb", ["results {root}", "models", "status {root} --json", "--help"])
+def test_a_reader_that_has_left_is_no_error(swept, verb):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-P", "-m", "fabric.cli", *verb.format(root=swept.root).split()]
+    try:
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_end_of_a_file_is_no_interruption(monkeypatch):
     def cut_short(*_, **__):
         raise EOFError("Ran out of input")
