@@ -10,6 +10,7 @@ import sys
 from functools import cache, lru_cache
 
 from fabric.data.disk import default_cache_root, write_atomic
+from fabric.planning.machine import WORKER_MODULES
 from fabric.planning.trial import TrialSpec
 from models import flops_per_token, n_params
 from models.config import ModelConfig
@@ -98,10 +99,12 @@ def disk_bytes(spec: TrialSpec) -> int:
 
 
 _PROBE = """
+import importlib
+import sys
+for module in sys.argv[1].split(","):
+    importlib.import_module(module)
 import torch
 torch.set_num_threads(1)
-import fabric.runtime.worker
-import fabric.evaluate.final
 layer = torch.nn.Linear(64, 64)
 optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
 with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -116,14 +119,14 @@ print(int(status["VmRSS"].split()[0]) * 1024)
 
 @cache
 def process_bytes() -> int:
-    """Resident bytes of a process like a worker that has trained next to nothing.
+    """Resident bytes of a sweep's worker that has trained next to nothing.
 
     Measured in a child once a machine and torch version (some seconds), then remembered in the user's cache folder.
     """
     import torch
 
     key = f"{platform.node()}-{platform.python_version()}-{torch.__version__}".replace("/", "_")
-    memo = default_cache_root() / "machine" / f"process-bytes-{key}.json"
+    memo = default_cache_root() / "machine" / f"worker-bytes-{key}.json"
     try:
         return int(json.loads(memo.read_text())["bytes"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -138,5 +141,5 @@ def _measured_process() -> int:
 
     root = Path(__file__).resolve().parents[2]
     code = f"import sys; sys.path.insert(0, {str(root)!r})\n{_PROBE}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, ",".join(WORKER_MODULES)], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])

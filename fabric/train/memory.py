@@ -8,7 +8,7 @@ import ctypes
 import torch
 
 # glibc's mallopt, from malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 2**31 - 1
 _SIGNS = ("DefaultCPUAllocator", "can't allocate memory", "out of memory", "std::bad_alloc")
 
@@ -28,14 +28,12 @@ def keep_freed_memory() -> None:
     """Let the C allocator keep what a step frees for the next step (glibc; elsewhere nothing happens).
 
     By default it returns every large tensor to the system, which then clears thousands of pages again in each step:
-    a quarter of a small model's step. One arena for all threads, so that a later trial's thread finds the memory too.
-    `PeakMemory` gives it back between trials.
+    a quarter of a small model's step. `PeakMemory` gives it back between trials.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-        mallopt(_M_ARENA_MAX, 1)
 
 
 class PeakMemory:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 
 import torch
 
 
 def main(text: str, cache_folder: str, folder: str) -> None:
     from fabric.data import TokenCache
-    from fabric.planning.cost import peak_memory_bytes
+    from fabric.planning.cost import peak_memory_bytes, process_bytes
+    from fabric.planning.machine import WORKER_MODULES
     from fabric.planning.trial import TrialSpec
     from fabric.store import Store
     from fabric.train import loop
     from models.presets import PRESETS
 
+    for module in WORKER_MODULES:
+        import_module(module)
     torch.set_num_threads(1)
     data = {"corpus": {"kind": "files", "path": text}, "tokenizer": "bytes", "seq_len": 128}
     cache = TokenCache.open(cache_folder)
@@ -38,7 +42,7 @@ def main(text: str, cache_folder: str, folder: str) -> None:
         }  # fmt: skip
         spec = TrialSpec.model_validate(body)
         outcome = loop.run(spec, Store(folder).trial(spec.id), cache)
-        print(json.dumps([peak_memory_bytes(spec), outcome.final["peak_memory_bytes"]]), flush=True)
+        print(json.dumps([peak_memory_bytes(spec), process_bytes(), outcome.final["peak_memory_bytes"]]), flush=True)
 
 
 if __name__ == "__main__":

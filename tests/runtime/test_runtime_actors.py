@@ -13,9 +13,11 @@ from drill_kit import ASHA, job, rates
 from session_kit import ARMS, one_way, tune_sweep
 
 import fabric
+from fabric.planning.cost import peak_memory_bytes
 from fabric.results import status
 from fabric.runtime.worker import fabric_trial
 from fabric.store import Store
+from models import n_params
 
 pytestmark = pytest.mark.ray
 
@@ -92,6 +94,20 @@ def test_both_actors_live_through_the_end_of_a_phase(ray_session, tmp_path):
     assert set(pids) == {"a", "b", "c"}
     assert pids["a"] == pids["b"] == pids["c"]
     assert len(pids["a"]) == 2
+
+
+def test_a_trials_peak_memory_does_not_depend_on_its_place_and_is_as_predicted(ray_session, tmp_path):
+    wide = {"d_model": 256, "n_layers": 4, "ffn": {"kind": "swiglu", "d_ff": 512}}
+    axis = {"path": "model.norm_placement", "values": ["pre"]}
+    body = job(tmp_path, steps=3, search={"mode": "grid", "seeds": 4, "axes": [axis]}, model=wide)
+    study, _ = tune_sweep(body, tmp_path / "out")
+    peaks = [study.registry.final(trial)["peak_memory_bytes"] for trial in study.trials.values()]
+    state = 16 * n_params(study.base.model)  # weights, gradients and AdamW's two moments in fp32
+    assert len(peaks) == 4
+    assert state > 40 * 2**20
+    assert max(peaks) - min(peaks) < state / 4
+    predicted = peak_memory_bytes(next(iter(study.trials.values())).spec)
+    assert predicted == pytest.approx(peaks[-1], rel=0.10)
 
 
 def test_next_trial_begins_at_once(ray_session, tmp_path):
