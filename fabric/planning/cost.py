@@ -141,5 +141,6 @@ def _measured_process() -> int:
 
     root = Path(__file__).resolve().parents[2]
     code = f"import sys; sys.path.insert(0, {str(root)!r})\n{_PROBE}"
-    done = subprocess.run([sys.executable, "-c", code, ",".join(WORKER_MODULES)], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, ",".join(WORKER_MODULES)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])

@@ -134,7 +134,9 @@ def _start(address: str | None, n_cpus: int, n_gpus: int, staged: Path) -> None:
             ray.init(address=address or "auto", **quiet)
         elif address:
             # A running cluster's workers have not inherited our settings.
-            own = {name: value for name, value in ENVIRONMENT.items() if name.startswith(("TUNE_", "MALLOC_"))}
+            own = {
+                name: value for name, value in ENVIRONMENT.items() if name.startswith(("TUNE_", "MALLOC_"))
+            }
             environment = {
                 "py_modules": [str(package_folder(p)) for p in PACKAGES],
                 "working_dir": str(staged),

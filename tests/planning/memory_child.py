@@ -42,7 +42,10 @@ def main(text: str, cache_folder: str, folder: str) -> None:
         }  # fmt: skip
         spec = TrialSpec.model_validate(body)
         outcome = loop.run(spec, Store(folder).trial(spec.id), cache)
-        print(json.dumps([peak_memory_bytes(spec), process_bytes(), outcome.final["peak_memory_bytes"]]), flush=True)
+        print(
+            json.dumps([peak_memory_bytes(spec), process_bytes(), outcome.final["peak_memory_bytes"]]),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

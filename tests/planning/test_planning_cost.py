@@ -27,7 +27,7 @@ CASES = [(p, 8, 256, "bf16") for p in TINY] + [
 
 @pytest.fixture(scope="session")
 def peaks(tmp_path_factory):
-    """{case: (predicted, without the trial, measured)}; trials train one after the other in a process with a worker's imports."""
+    """{case: (predicted, without the trial, measured)}; one after the other, in a process with a worker's imports."""
     folder = tmp_path_factory.mktemp("memory")
     words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "her", "dog"]
     rng = random.Random(0)
