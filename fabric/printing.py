@@ -97,6 +97,8 @@ def print_results(found: Results, console: Console | None = None) -> None:
         line = Text.assemble(
             f"{decision['phase']}: ", (decision["winner"], "bold"), f" ({decision['reason']})"
         )
+        if others := [arm for arm in decision["kept"] if arm != decision["winner"]]:
+            line.append(f"; {' and '.join(others)} {'goes' if len(others) == 1 else 'go'} on too")
         console.print(line, soft_wrap=True)
     for sentence in (*_summary(found), *(found.scaling.lines() if found.scaling else ())):
         console.print(Text(sentence), soft_wrap=True)

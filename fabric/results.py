@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +59,8 @@ def results(folder: str | Path, *, study: str | None = None) -> Results:
     evaluate = EvaluateConfig.model_validate(body.get("base", {}).get("evaluate", {}))
     found = study_rows(store, chosen, f"test-{evaluate.test_tokens or 'all'}")
     arms = aggregate(found.rows, found.baselines, "val_loss", margin=select.margin, alpha=select.alpha)
+    kept = {(d["phase"], arm) for d in found.decisions for arm in d["kept"]}
+    arms = [replace(row, goes_on=(row.phase, row.arm) in kept) for row in arms]
     scaling = None
     if search.get("fit") == "params":
         scaling, why = scaling_of(arms)

@@ -100,8 +100,10 @@ def _arm(axis: Any, y: int, row: ArmRow, base_mean: float | None) -> None:
         ends = [base_mean + c.low, base_mean + c.high]
         axis.plot(ends, [y, y], "-", color=colour, lw=3.2, solid_capstyle="butt", zorder=3)
     axis.plot([r.mean], [y], "o", ms=6.5, color=colour, mec="white", mew=0.8, zorder=4)
-    if row.winner:
-        axis.plot([1.012], [y], "<", ms=6, color=colour, transform=axis.get_yaxis_transform(), clip_on=False)
+    if row.winner or row.goes_on:
+        face = colour if row.winner else "none"
+        place = {"transform": axis.get_yaxis_transform(), "clip_on": False}
+        axis.plot([1.012], [y], "<", ms=6, color=colour, mfc=face, **place)
 
 
 def _legend(figure: Any, rows: Sequence[ArmRow]) -> None:
@@ -123,6 +125,8 @@ def _legend(figure: Any, rows: Sequence[ArmRow]) -> None:
     marks += [(dot(NEUTRAL, mfc="none"), "stopped early")] * any(r.censored for r in rows)
     if any(r.winner for r in rows):
         marks.append((Line2D([], [], ls="none", marker="<", ms=6, color=NEUTRAL), "goes on"))
+    if any(r.goes_on and not r.winner for r in rows):
+        marks.append((Line2D([], [], ls="none", marker="<", ms=6, color=NEUTRAL, mfc="none"), "goes on too"))
     handles, labels = zip(*marks)
     options = {"loc": "outside lower center", "ncols": 4, "fontsize": 7.5, "frameon": False}
     figure.legend(handles, labels, handletextpad=0.5, columnspacing=1.4, **options)

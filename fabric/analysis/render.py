@@ -21,6 +21,7 @@ def flat(row: ArmRow) -> dict[str, Any]:
         "metric": row.metric,
         "verdict": row.verdict,
         "winner": row.winner,
+        "goes_on": row.goes_on,
         "n": row.n,
         "mean": s.mean if s else None,
         "low": s.low if s else None,

@@ -61,7 +61,8 @@ class TrialRow:
 class ArmRow:
     """One arm of one phase. `comparison` (interval and p Holm-corrected within the phase) is None for the baseline
     and where there is nothing to compare; `counts` are the result's trials by outcome, `tuning_counts` the tuning
-    ones; `winner` marks the arm the phase adopts, once all its trials have ended; `equal` holds the mean validation
+    ones; `winner` marks the arm the phase adopts, once all its trials have ended, and `goes_on` it and the others the
+    next phase is built on (the phase's `keep`); `equal` holds the mean validation
     loss at the phase's common budget (`budget`) of tokens, FLOPs and seconds; `means` the means of all
     other metrics over the runs that count; `censored` the (tokens, loss) of the result's early-stopped runs.
     """
@@ -85,6 +86,7 @@ class ArmRow:
     values: Mapping[int, float] = field(default_factory=dict)
     tuning_counts: Mapping[str, int] = field(default_factory=dict)
     winner: bool = False
+    goes_on: bool = False
 
     @property
     def n(self) -> int:

@@ -2,15 +2,18 @@
 
 import json
 import math
+from io import StringIO
 
 import numpy as np
 import pytest
 from analysis_kit import RATES, phase_rows, row, run_study
+from rich.console import Console
 
 import fabric
 from fabric.analysis.collect import nested
 from fabric.analysis.noise import seed_spread
 from fabric.analysis.table import aggregate
+from fabric.printing import print_results
 
 BASE = {"p": "base"}
 
@@ -138,8 +141,13 @@ def test_the_table_agrees_with_the_decisions(tmp_path, n_seeds, select):
         rows = {r.arm: r for r in found.arms if r.phase == decision["phase"]}
         assert {a: r.verdict for a, r in rows.items()} == decision["verdict"]
         assert [a for a, r in rows.items() if r.winner] == [decision["winner"]]
+        assert {a for a, r in rows.items() if r.goes_on} == set(decision["kept"])
         for arm, comparison in decision["comparisons"].items():
             assert json.loads(json.dumps(rows[arm].to_json()["comparison"])) == comparison
+    assert [len(d["kept"]) for d in found.decisions] == [2, 1, 1]
+    print_results(found, Console(file=(said := StringIO()), width=200))
+    other = next(a for a in found.decisions[0]["kept"] if a != found.decisions[0]["winner"])
+    assert f"); {other} goes on too\n" in said.getvalue()
     if n_seeds > 2:
         expected = "window=16" if select else "window=none"  # cheaper, and within the margin
         assert found.winner.arm == expected
