@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fabric.evaluate import test as test_split
+from fabric.evaluate.again import final_row
 from fabric.evaluate.config import EvaluateConfig
 from fabric.evaluate.final import final_metrics
 from fabric.job.metrics import metric_info
@@ -197,3 +198,14 @@ def test_a_finished_trial_without_a_checkpoint_says_so(prepared, body, tmp_path)
     record.new_attempt({}).write_status(FINISHED, 2)
     with pytest.raises(RuntimeError, match="no checkpoint"):
         test_split.read_test_split(spec, record, prepared[1])
+
+
+def test_a_trial_measured_again_has_nothing_left_of_the_measurements_before(prepared, body, model, tmp_path):
+    spec, record, attempt = finished_trial(prepared, body, model, tmp_path)
+    before = {"val_loss": 5.0, "recall_accuracy": 0.5, "distinct_1": 0.5, "tokens_per_second": 7.0, "step": 2}
+    attempt.write_status(FINISHED, 2, {"kind": "completed"}, before)
+    evaluate = EvaluateConfig(recall=False, samples=None, final_val_tokens=2 * SEQ_LEN)
+    row = final_row(spec.model_copy(update={"evaluate": evaluate}), record, prepared[1])
+    assert row["val_loss"] != before["val_loss"]
+    assert (row["tokens_per_second"], row["step"]) == (7.0, 2)
+    assert not {"recall_accuracy", "distinct_1"} & set(row)

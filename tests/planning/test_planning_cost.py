@@ -57,7 +57,7 @@ def test_peak_memory_is_predicted_within_a_tenth(peaks, case):
     predicted, base, measured = peaks[case]
     assert predicted == pytest.approx(measured, rel=0.10)
     # The trial's own share is not lost in the imports' (40 MiB: code and libraries that only training touches).
-    assert predicted - base == pytest.approx(measured - base, rel=0.15, abs=40 * 2**20)
+    assert predicted - base == pytest.approx(measured - base, rel=0.25, abs=40 * 2**20)
 
 
 def spec_of(**train):

@@ -201,6 +201,19 @@ def test_a_trial_finished_elsewhere_is_not_compared_at_rungs_it_was_not_seen_at(
     assert {t.spec.train.optimizer.lr for t in study.main_trials()} == {3e-3}
 
 
+def test_an_asynchronous_rung_counts_what_it_has_stopped():
+    rates = {**RATES, "values": [1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3]}
+    search = {"mode": "grid", "axes": [rates], "scheduler": {**ASHA, "sync": False}}
+    study = study_of(job_of(search), memory_store())
+    losses = [1.0, 2.0, 3.0, 4.0, 5.0, 1.5]  # of six seen, the best two go on
+    said = []
+    for loss in losses:
+        trial = study.next_task().trial
+        said.append(study.reported(trial.id, {"step": 1, "tokens": 128, "val_loss": loss}))
+    assert said == ["continue", "stop", "stop", "stop", "stop", "continue"]
+    assert len(trial.decisions[128]["seen"]) == 6
+
+
 def test_a_paused_trial_is_handed_out_again_only_when_its_worker_has_left():
     job, store = job_of({"mode": "grid", "axes": [RATES], "scheduler": ASHA}), memory_store()
     study = study_of(job, store)

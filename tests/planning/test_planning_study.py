@@ -309,10 +309,14 @@ def test_an_arm_all_of_whose_trials_fail_loses_and_the_study_goes_on():
 
 
 def test_a_failed_tuning_trial_counts_its_rate_out():
-    study = study_of(job_of({"mode": "grid", "axes": [RATES]}, resources={"max_retries": 0}), memory_store())
+    search = {"mode": "grid", "axes": [RATES], "tuning_seeds": 2}
+    study = study_of(job_of(search, resources={"max_retries": 0}), memory_store())
     runner = Runner(study)
-    runner.fails = {t.id: 1 for t in study.phases[0].arms[0].tuning if t.point == "lr=0.003"}
+    best = [t for t in study.phases[0].arms[0].tuning if t.point == "lr=0.003"]
+    assert len(best) == 2
+    runner.fails = {best[0].id: 1}  # on one of its seeds only
     runner.run()
+    assert best[1].end == FINISHED
     assert {t.spec.train.optimizer.lr for t in study.main_trials()} <= {1e-3, 1e-2}
     again = study_of(study.job, study.store)
     assert again.finished(), "a rate that is chosen needs no tuning trial any more"
