@@ -148,7 +148,7 @@ def trial_of(prepared, body) -> TrialSpec:
 def finished_trial(prepared, body, model, folder):
     spec = trial_of(prepared, body)
     record = Store(folder).trial(spec.id)
-    attempt = record.new_attempt({})
+    attempt = record.new_attempt({"evaluation": spec.evaluation_key})
     optimizer = torch.optim.AdamW(model.parameters())
     save_checkpoint(attempt, 2, model, optimizer, {}, 1)
     return spec, record, attempt

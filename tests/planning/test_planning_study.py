@@ -308,16 +308,25 @@ def test_an_arm_all_of_whose_trials_fail_loses_and_the_study_goes_on():
     assert study.phases[0].decision["kept"][0] == "norm_placement=pre"
 
 
-def test_a_failed_tuning_trial_counts_its_rate_out():
-    search = {"mode": "grid", "axes": [RATES], "tuning_seeds": 2}
+DECAYS = {"path": "train.optimizer.weight_decay", "values": [0.01, 0.1, 0.2], "role": "nuisance"}
+
+
+@pytest.mark.parametrize("axis", [RATES, DECAYS], ids=["lr", "weight_decay"])
+def test_a_point_that_failed_on_one_tuning_seed_is_out(axis):
+    best = axis["values"][1]
+    search = {"mode": "grid", "axes": [axis], "tuning_seeds": 2}
     study = study_of(job_of(search, resources={"max_retries": 0}), memory_store())
-    runner = Runner(study)
-    best = [t for t in study.phases[0].arms[0].tuning if t.point == "lr=0.003"]
-    assert len(best) == 2
-    runner.fails = {best[0].id: 1}  # on one of its seeds only
+
+    def loss(trial, tokens):
+        return 3.0 + (getattr(trial.spec.train.optimizer, axis["path"].split(".")[-1]) != best)
+
+    runner = Runner(study, loss)
+    trials = [t for t in study.phases[0].arms[0].tuning if t.point.endswith(f"={best}")]
+    assert len(trials) == 2
+    runner.fails = {trials[0].id: 1}
     runner.run()
-    assert best[1].end == FINISHED
-    assert {t.spec.train.optimizer.lr for t in study.main_trials()} <= {1e-3, 1e-2}
+    assert trials[1].end == FINISHED
+    assert {t.point for t in study.main_trials()}.isdisjoint({trials[0].point})
     again = study_of(study.job, study.store)
     assert again.finished(), "a rate that is chosen needs no tuning trial any more"
 
