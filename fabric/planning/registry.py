@@ -97,7 +97,7 @@ class Registry:
         per_step = spec.train.batch_size * spec.data.seq_len
         n_steps = spec.train.n_steps(spec.data.seq_len, n_params(spec.model))
         rungs = self.search.scheduler.rungs(n_steps * per_step)
-        steps = sorted({min(math.ceil(r / per_step), n_steps) for r in rungs} - {n_steps})
+        steps = sorted({math.ceil(r / per_step) for r in rungs} - {n_steps})
         return tuple(s * per_step for s in steps)
 
     def _look_up(self, trial: Trial) -> None:

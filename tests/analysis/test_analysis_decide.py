@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fabric.analysis import decide as rule
 from fabric.analysis.decide import ArmResult, decide
+from fabric.analysis.stats import minimal_detectable_difference
 
 
 def arm(name, losses, state=2.0, flops=1.0, diverged=0):
@@ -63,6 +64,14 @@ def test_noise_keeps_the_baseline():
     assert found.winner == "base"
     assert "noise" in found.reason
     assert found.detectable > 0
+
+
+def test_what_is_detectable_is_detectable_beside_all_other_arms():
+    found = decide([BASE, BETTER, WORSE, SAME], "base")
+    expected = [
+        minimal_detectable_difference(c.std, c.n, 0.05 / 3, df=c.df) for c in found.comparisons.values()
+    ]
+    assert found.detectable == max(expected)
 
 
 def test_a_cheaper_arm_is_adopted_only_within_the_margin():

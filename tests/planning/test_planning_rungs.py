@@ -214,6 +214,14 @@ def test_an_asynchronous_rung_counts_what_it_has_stopped():
     assert len(trial.decisions[128]["seen"]) == 6
 
 
+@pytest.mark.parametrize(("grace", "rungs"), [(1100, ()), (1000, (1024,)), (100, (128, 384, 1024))])
+def test_rungs_are_whole_steps_before_the_last(grace, rungs):
+    """A trial has 9 steps of 128 tokens; its last one ends it, whatever the rule says."""
+    search = {"mode": "grid", "axes": [RATES], "scheduler": {**ASHA, "grace_tokens": grace}}
+    study = finish(job_of(search), memory_store()).study
+    assert {t.rungs for t in study.trials.values() if t.role == "tuning"} == {rungs}
+
+
 def test_a_paused_trial_is_handed_out_again_only_when_its_worker_has_left():
     job, store = job_of({"mode": "grid", "axes": [RATES], "scheduler": ASHA}), memory_store()
     study = study_of(job, store)

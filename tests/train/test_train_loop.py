@@ -9,7 +9,7 @@ from train_kit import BATCH, SEQ_LEN, Reports, final_files, loop_state, losses, 
 import models
 from fabric.data import Batches
 from fabric.job.metrics import METRICS
-from fabric.store import FAILED, FINISHED, RUNNING, STOPPED
+from fabric.store import FAILED, FINISHED, RUNNING, STOPPED, Attempt
 from fabric.train import checkpoint, loop
 from fabric.train.directive import CheckpointAndExit, Stop
 from fabric.train.engine import Engine
@@ -127,6 +127,22 @@ def test_leaving_out_of_a_report_keeps_the_trial_resumable(prepared, store, erro
     assert record.status().reason["kind"] == "interrupted"
     assert loop.run(trial, record, cache).state == FINISHED
     assert record.provenance(2)["resumed_step"] == 2
+
+
+@pytest.mark.parametrize("val_windows", [4, 2])
+def test_a_row_that_death_kept_from_the_planner_is_reported_again_if_it_compares(
+    prepared, store, val_windows
+):
+    data, cache = prepared
+    trial = make_trial(data, cache, steps=6, evaluate={"times": 3})
+    record = store.trial(trial.id)
+    with pytest.raises(SystemExit):
+        loop.run(trial, record, cache, report=Reports({2: SystemExit(0)}), rung_tokens=[2 * TOKENS])
+    Attempt(record.objects, record.prefix, 1).write_status(RUNNING, 2)  # as `kill -9` leaves it
+    later = make_trial(data, cache, steps=6, evaluate={"times": 3, "val_tokens": val_windows * SEQ_LEN})
+    report = Reports()
+    loop.run(later, record, cache, report=report, rung_tokens=[2 * TOKENS])
+    assert report.steps == ([2, 4, 6] if val_windows == 4 else [4, 6])
 
 
 def test_leaving_out_of_the_last_report_leaves_it_finished(prepared, store):
