@@ -150,13 +150,15 @@ def plot_scaling(scaling: Scaling, path: Path | str) -> None:
         seen = held is None or n != held.n_params
         axis.plot([n] * len(values), values, "o", ms=4.5, color=BASE if seen else GOOD, mec="white", mew=0.6)
     axis.plot([], [], "o", ms=4.5, color=BASE, label="runs")
+    shown = [v for values in scaling.losses.values() for v in values]
     if held:
+        shown += [held.low, held.high]
         axis.errorbar(
             [held.n_params * 1.06], [held.predicted], [[held.predicted - held.low], [held.high - held.predicted]],
             fmt="s", ms=4.5, mfc="white", color=BAD, capsize=3, lw=1.2, label="predicted, 95 % interval",
         )  # fmt: skip
         axis.plot([], [], "o", ms=4.5, color=GOOD, label="measured, not in the fit")
-    _log_axes(axis, sizes, [v for values in scaling.losses.values() for v in values])
+    _log_axes(axis, sizes, shown)
     axis.legend(fontsize=8, frameon=False)
     figure.savefig(str(path), dpi=160)
 
