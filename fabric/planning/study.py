@@ -245,7 +245,9 @@ class Study:
 
     def _next_training(self, run: PhaseRun) -> Task | None:
         # Tuning that was cut off (failed, say) before its arm's rate was chosen has nothing left to decide.
-        return self._first_waiting([t for a in run.arms for t in a.main or ([] if a.out else a.tuning)])
+        return self._first_waiting(
+            [t for a in run.arms for t in a.main or ([] if a.out else a.tuning_in_turn)]
+        )
 
     def _first_waiting(self, trials: list[Trial]) -> Task | None:
         for trial in trials:

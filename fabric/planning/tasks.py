@@ -86,6 +86,17 @@ class ArmRun:
     out: bool = False
 
     @property
+    def tuning_in_turn(self) -> list[Trial]:
+        """The tuning trials as they are handed out: the grid's middle first, then the middles of what is left.
+
+        An asynchronous rung compares a trial with those before it: in rising order, every rate up to the best one
+        would go on as the best so far.
+        """
+        n = len(self.configurations)
+        n_seeds = len(self.tuning) // n
+        return [t for i in middle_first(n) for t in self.tuning[i * n_seeds : (i + 1) * n_seeds]]
+
+    @property
     def is_settled(self) -> bool:
         """Whether its rate is chosen, or will never be."""
         return self.main is not None or self.out
@@ -109,6 +120,17 @@ class PhaseRun:
     def trials(self) -> list[Trial]:
         """All its trials, tuning ones first within an arm."""
         return [t for a in self.arms for t in [*a.tuning, *(a.main or [])]]
+
+
+def middle_first(n: int) -> list[int]:
+    """0 to n - 1 by halving: the middle, the middles of both sides, and so on."""
+    order, parts = [], [(0, n)]
+    for low, high in parts:
+        if low < high:
+            middle = (low + high) // 2
+            order.append(middle)
+            parts += [(low, middle), (middle + 1, high)]
+    return order
 
 
 def headline(error: str) -> str:

@@ -25,6 +25,7 @@ from planning_kit import (
 
 from fabric.analysis.collect import study_rows
 from fabric.planning.stopping.asha import Asha
+from fabric.planning.tasks import middle_first
 from fabric.store import FINISHED
 
 TUNED = {"mode": "grid", "axes": [{**NORMS, "values": ["pre", "post"]}, RATES], "tuning_seeds": 2}
@@ -220,6 +221,38 @@ def test_rungs_are_whole_steps_before_the_last(grace, rungs):
     search = {"mode": "grid", "axes": [RATES], "scheduler": {**ASHA, "grace_tokens": grace}}
     study = finish(job_of(search), memory_store()).study
     assert {t.rungs for t in study.trials.values() if t.role == "tuning"} == {rungs}
+
+
+@pytest.mark.parametrize("n_seeds", [1, 2])
+def test_rates_are_handed_out_from_the_middle_of_the_grid(n_seeds):
+    rates = {**RATES, "values": [1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3, 7e-3]}
+    study = study_of(job_of({"mode": "grid", "axes": [rates], "tuning_seeds": n_seeds}), memory_store())
+    arm = study.phases[0].arms[0]
+    handed = [study.next_task().trial for _ in arm.tuning]
+    assert handed == arm.tuning_in_turn
+    expected = [4e-3, 2e-3, 6e-3, 1e-3, 3e-3, 5e-3, 7e-3]
+    assert [t.spec.train.optimizer.lr for t in handed] == [lr for lr in expected for _ in range(n_seeds)]
+
+
+@given(st.integers(0, 200))
+def test_middle_first_is_a_permutation_that_halves(n):
+    order = middle_first(n)
+    assert sorted(order) == list(range(n))
+    assert order[:1] == ([n // 2] if n else [])
+    for k in range(1, n.bit_length()):  # after 2^k - 1 of them no gap is wider than a 2^k-th
+        seen = sorted({-1, *order[: 2**k - 1], n})
+        assert max(b - a - 1 for a, b in itertools.pairwise(seen)) <= n / 2**k
+
+
+def test_an_asynchronous_rung_saves_most_of_a_grid_in_rising_order():
+    values = [
+        float(f"{1e-4 * 2**i:.3g}") for i in range(10)
+    ]  # the best is the sixth: all before it rise to it
+    search = {"mode": "grid", "axes": [{**RATES, "values": values}], "scheduler": {**ASHA, "sync": False}}
+    runner = finish(job_of(search), memory_store(), slots=1)
+    tuning = runner.study.phases[0].arms[0].tuning
+    assert sum(t.end == FINISHED for t in tuning) <= 3
+    assert {t.spec.train.optimizer.lr for t in runner.study.main_trials()} == {3.2e-3}
 
 
 def test_a_paused_trial_is_handed_out_again_only_when_its_worker_has_left():

@@ -1,8 +1,10 @@
-"""ASHA: asynchronous successive halving (Li et al. 2018, arXiv 1810.05934, Algorithm 2).
+"""ASHA: asynchronous successive halving (Li et al. 2018, arXiv 1810.05934), in its stopping form (as Ray Tune's): a
+trial that is not promoted at a rung stops for good, and none waits there.
 
 At each rung the best 1/eta of what has been seen there goes on. Asynchronous, the first arrivals pass on what little
 is known, so which trials stop depends on the order of arrival. Synchronous (`sync: true`), a rung decides when all
-its members have reported: the result is the same whatever the timing.
+its members have reported: the result is the same whatever the timing, and fewer tokens are spent; but a trial waits
+at the rung, and takes a checkpoint there.
 """
 
 from __future__ import annotations
