@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import pytest
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # begun with `&` or nohup; what tests start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Real corpora and tokenizers, where there are any: more is tested then. FABRIC_DATA names the folder.
 _BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 if _BESIDE.is_dir():

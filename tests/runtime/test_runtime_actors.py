@@ -80,13 +80,16 @@ def test_losses_do_not_depend_on_what_ran_before_in_the_actor(ray_session, tmp_p
 
 
 def test_both_actors_live_through_the_end_of_a_phase(ray_session, tmp_path):
-    """Three trials a phase on two slots: one actor is idle before each phase's end, and both work in the next one."""
+    """Three trials a phase on two slots: one actor is idle before each phase's end, and both work in the next one.
+
+    The trials are long enough for a second worker to start beside the first phase's.
+    """
     phases = [
         {"name": "a", "axes": [{"path": "model.norm_placement", "values": ["pre"]}]},
         {"name": "b", "axes": [{"path": "model.mixer.qk_norm", "values": ["none", "head"]}]},
         {"name": "c", "axes": [{"path": "model.ffn.d_ff", "values": [64, 96]}]},
     ]
-    body = job(tmp_path, steps=30, search={"mode": "phases", "seeds": 3, "phases": phases})
+    body = job(tmp_path, steps=250, search={"mode": "phases", "seeds": 3, "phases": phases})
     study, _ = tune_sweep(body, tmp_path / "out", slots=2)
     pids: dict[str, set[int]] = {}
     for trial in study.trials.values():
@@ -208,12 +211,12 @@ def impatient(config: dict[str, Any]) -> None:
 
 
 def stopping_job(folder: Path) -> dict[str, Any]:
-    """Three rates, of which the later ones are stopped at their rung."""
+    """Three rates, of which the middle one begins, and the others are stopped at their rung."""
     search = {
         "mode": "grid",
         "seeds": 1,
         "tuning_seeds": 1,
-        "axes": [{"arms": ARMS[:1]}, rates(1e-2, 1e-4, 1e-5)],
+        "axes": [{"arms": ARMS[:1]}, rates(1e-4, 1e-2, 1e-5)],
         "scheduler": {**ASHA, "reduction_factor": 3},
     }
     return job(folder, steps=12, search=search)
@@ -223,7 +226,7 @@ def stopping_job(folder: Path) -> dict[str, Any]:
 def test_a_slow_ending_costs_the_next_trial_nothing(ray_session, one_minute, tmp_path):
     study, heard = tune_sweep(stopping_job(tmp_path), tmp_path / "out", slow_to_leave)
     assert heard.errors == []
-    assert [t.end for t in study.trials.values()] == ["finished", "stopped", "stopped", "finished"]
+    assert [t.end for t in study.trials.values()] == ["stopped", "finished", "stopped", "finished"]
 
 
 @pytest.mark.slow
@@ -231,7 +234,7 @@ def test_at_two_seconds_the_next_trial_errs_and_is_tried_again(ray_session, one_
     """Tune tells nobody of it: without our looking the sweep would wait for ever."""
     study, heard = tune_sweep(stopping_job(tmp_path), tmp_path / "out", impatient)
     assert heard.errors, "Tune reused an actor that had not been left; is the setting read at all?"
-    assert [t.end for t in study.trials.values()] == ["finished", "stopped", "stopped", "finished"]
+    assert [t.end for t in study.trials.values()] == ["stopped", "finished", "stopped", "finished"]
 
 
 def test_workers_have_our_settings(ray_session, tmp_path):
