@@ -12,10 +12,10 @@ import pytest
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # begun with `&` or nohup; what tests start would inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Begun with `&` or nohup, these are ignored, and what the tests start would inherit that; a handler is not inherited.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
 # Real corpora and tokenizers, where there are any: more is tested then. FABRIC_DATA names the folder.
 _BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 if _BESIDE.is_dir():
