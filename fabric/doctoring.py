@@ -74,8 +74,20 @@ def _machine(out: Path) -> list[Finding]:
         if compiler
         else Finding("note", "no g++", "torch.compile on the CPU and DeepSpeed's ops need one")
     )
+    found.append(_own_kernels())
     n_gpus = gpu_count()
     found.append(
         Finding("ok", f"{n_gpus} CUDA devices") if n_gpus else Finding("note", "no GPU", "training on CPUs")
     )
     return found
+
+
+def _own_kernels() -> Finding:
+    """Whether the CPU kernels are compiled here; compiles them where they can be."""
+    from kernels import native
+
+    if native.library() is None:
+        fix = "training uses PyTorch's, which take longer; they need g++ and a processor with AVX2"
+        return Finding("note", "no CPU kernels of our own", fix)
+    attention = ", ".join(str(dtype).removeprefix("torch.") for dtype in native.attention_dtypes())
+    return Finding("ok", f"CPU kernels compiled; attention in {attention or 'PyTorch (no AVX-512)'}")

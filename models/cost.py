@@ -38,7 +38,8 @@ def saved_bytes(config: ModelConfig, batch: int, seq_len: int, dtype_bytes: int 
     """Bytes autograd keeps between forward and backward, from the ids to the final hidden states (these
     included).
 
-    Parameters and position tables are not counted. Holds for one dtype throughout (no autocast).
+    Parameters and position tables are not counted. Holds for one dtype throughout (no autocast) and our own kernels
+    (texts of 32 tokens and more on a CPU); PyTorch's attention keeps a mask for windows, and pads narrow values.
     """
     D, norm = config.d_model, config.norm.saved_statistics()
     # Each sublayer keeps the input of its products and of its norms, and the norms' statistics.
@@ -47,33 +48,4 @@ def saved_bytes(config: ModelConfig, batch: int, seq_len: int, dtype_bytes: int 
     layer = 2 * sublayer + config.mixer.saved_elements(D) + config.ffn.saved_elements(D)
     final = 0 if config.norm_placement == "postln" else D + norm
     per_token = (config.n_layers * layer + final + D) * dtype_bytes + TOKEN_ID_BYTES
-    window = config.mixer.window
-    mask = seq_len**2 * dtype_bytes if window is not None and window < seq_len else 0
-    return batch * seq_len * per_token + mask
-
-
-def transient_bytes(
-    config: ModelConfig, batch: int, seq_len: int, dtype_bytes: int = 4, head_rows: int | None = None
-) -> int:
-    """Bytes alive at the peak of a training step beside the saved ones, the parameters and their gradients.
-
-    The larger of: the loss over `head_rows` positions at once (default: all), with log-probabilities and the
-    gradients of these and of the logits (which nobody else may hold); the backward of one feed-forward layer,
-    with the gradients of its hidden activations.
-    """
-    rows = batch * seq_len
-    head = 3 * min(rows, head_rows or rows) * config.vocab_size
-    block = rows * config.ffn.transient_elements(config.d_model)
-    return max(head, block) * dtype_bytes
-
-
-def activation_bytes(
-    config: ModelConfig, batch: int, seq_len: int, dtype_bytes: int = 4, head_rows: int | None = None
-) -> int:
-    """Peak bytes of a training step beside parameters, their gradients and the optimizer's state.
-
-    What autograd keeps plus the largest transient; `head_rows` as in `transient_bytes`.
-    """
-    return saved_bytes(config, batch, seq_len, dtype_bytes) + transient_bytes(
-        config, batch, seq_len, dtype_bytes, head_rows
-    )
+    return batch * seq_len * per_token

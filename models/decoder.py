@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.cache import Cache
 from models.config import ModelConfig
 from models.mixers.base import Step
+from models.norms import before_products
 from models.residual import Block
 from models.rope import RotaryTable
 
@@ -125,7 +126,7 @@ class CausalLM(nn.Module):
             x_BTD = layer(x_BTD, step, None if cache is None else cache.layers[i])
         if cache is not None:
             cache.n_tokens, cache.key_mask_BS = start + T, key_mask
-        return x_BTD if self.final_norm is None else self.final_norm(x_BTD)
+        return before_products(self.final_norm, x_BTD)
 
     def _step(
         self, start: int, n: int, key_mask_BS: Tensor | None, attentions: list[Tensor] | None, remembers: bool

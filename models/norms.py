@@ -20,8 +20,17 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return rms_norm(x, self.weight, self.eps, dtype=dtype)
+
+
+def before_products(norm: nn.Module | None, x: Tensor) -> Tensor:
+    """norm(x), or x, in the dtype that products are computed in here: autocast would cast it for each of them anew."""
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if isinstance(norm, RMSNorm):
+        return norm(x, dtype)
+    return (x if norm is None else norm(x)).to(dtype)
 
 
 class NormConfig(Config):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from models.mixers.base import Step
+from models.norms import before_products
 
 if TYPE_CHECKING:
     from models.cache import LayerState
@@ -34,10 +35,10 @@ class Block(nn.Module):
         self.ffn_norm_out = config.norm.build(D) if after else None
 
     def forward(self, x_BTD: Tensor, step: Step, state: LayerState | None = None) -> Tensor:
-        h = x_BTD if self.mixer_norm_in is None else self.mixer_norm_in(x_BTD)
-        x_BTD = self._add(x_BTD, self.mixer(h, step, state), self.mixer_norm_out)
-        h = x_BTD if self.ffn_norm_in is None else self.ffn_norm_in(x_BTD)
-        return self._add(x_BTD, self.ffn(h), self.ffn_norm_out)
+        h_BTD = before_products(self.mixer_norm_in, x_BTD)
+        x_BTD = self._add(x_BTD, self.mixer(h_BTD, step, state), self.mixer_norm_out)
+        h_BTD = before_products(self.ffn_norm_in, x_BTD)
+        return self._add(x_BTD, self.ffn(h_BTD), self.ffn_norm_out)
 
     def _add(self, x_BTD: Tensor, y_BTD: Tensor, norm: nn.Module | None) -> Tensor:
         if norm is None:

@@ -8,15 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kernels.rotary import rotary
+
 Rotation = tuple[Tensor, Tensor]
 
 
 def rotate(x_BTHR: Tensor, rotation: Rotation) -> Tensor:
     """Turn each pair by its position's angle; keeps nothing of x for backward."""
-    cos, signed_sin = rotation
-    if cos.dtype != x_BTHR.dtype:  # autocast: projections are bf16, the tables fp32
-        cos, signed_sin = cos.to(x_BTHR.dtype), signed_sin.to(x_BTHR.dtype)
-    return torch.addcmul(x_BTHR * cos, x_BTHR.roll(x_BTHR.shape[-1] // 2, -1), signed_sin)
+    return rotary(x_BTHR, *rotation)
 
 
 class RotaryTable(nn.Module):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from fabric.data.corpus import CorpusConfig, DataPart
-from fabric.data.disk import default_cache_root
 from fabric.data.tokenizer import TokenizerConfig
+from kernels.folders import default_cache_root
 from models.parts import Config, nearest, parts_in, union_of
 
 CORPORA = "fabric.data.corpora"
@@ -109,6 +109,6 @@ def resolve_paths(config: DataConfig, base_dir: Path | str) -> DataConfig:
 def vocab_size(config: DataConfig, cache_root: Path | str | None = None) -> int:
     """Number of token ids, known without reading the corpus or training a tokenizer.
 
-    A hub tokenizer is fetched once into `cache_root` (default: `fabric.data.disk.default_cache_root`).
+    A hub tokenizer is fetched once into `cache_root` (default: `kernels.folders.default_cache_root`).
     """
     return config.tokenizer.vocab_size_in(Path(cache_root) if cache_root else default_cache_root())

@@ -1,4 +1,4 @@
-"""File helpers of the data room: hashing with a memo, atomic writes, the default cache folder."""
+"""File helpers of the data room: hashing with a memo, atomic writes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,6 @@ from pathlib import Path
 from typing import Any
 
 MEMO_BYTES = 1 << 20  # smaller files are hashed in less time than their memo takes to read
-
-
-def default_cache_root() -> Path:
-    """`$FABRIC_CACHE`, or `experiment-fabric` in the user's cache folder (`$XDG_CACHE_HOME`, `~/.cache`)."""
-    if named := os.environ.get("FABRIC_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "experiment-fabric"
 
 
 def canonical_json(value: Any) -> str:

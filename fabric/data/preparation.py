@@ -18,8 +18,9 @@ from fabric.data.build import PACKING_VERSION, Build, Progress, split_counts, sp
 from fabric.data.cache import TokenCache
 from fabric.data.config import DataConfig
 from fabric.data.corpus import CorpusError, Source, reading
-from fabric.data.disk import beside, default_cache_root, remembered_sha256, sha256_of
+from fabric.data.disk import beside, remembered_sha256, sha256_of
 from fabric.data.documents import index_documents
+from kernels.folders import default_cache_root
 
 ABANDONED_SECONDS = 2 * 24 * 3600
 

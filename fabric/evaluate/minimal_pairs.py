@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from fabric.train.loss import IGNORED, nll_per_token
+from fabric.train.loss import nll_per_token
 from fabric.train.step import autocast
+from kernels.cross_entropy import IGNORED
 
 if TYPE_CHECKING:
     from fabric.data.tokenizer import Tokenizer

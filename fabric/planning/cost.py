@@ -9,19 +9,17 @@ import subprocess
 import sys
 from functools import cache, lru_cache
 
-from fabric.data.disk import default_cache_root, write_atomic
+from fabric.data.disk import write_atomic
 from fabric.planning.machine import WORKER_MODULES
 from fabric.planning.trial import TrialSpec
+from kernels.folders import default_cache_root
 from models import flops_per_token, n_params
 from models.config import ModelConfig
-from models.cost import activation_bytes, saved_bytes
-from models.residual import norms_per_sublayer
+from models.cost import saved_bytes
 
 # Growth of the resident set over the bytes alive at the peak, on CPUs: glibc keeps freed blocks below 32 MiB and
 # cannot always use them again. Measured for the tiny presets at 8 x 128 to 32 x 512 tokens: 1.2 to 1.55.
 KEPT_BY_MALLOC = 1.35
-# Products that read a sublayer's input: autocast casts it for each one anew, and each keeps its copy.
-MIXER_READERS, FFN_READERS = 3, 2
 ROW_BYTES = 450  # of JSON for a step in metrics.jsonl
 HISTORY_BYTES = 27  # of a checkpoint for each step's loss, norm and time
 
@@ -67,23 +65,20 @@ def peak_memory_bytes(spec: TrialSpec) -> int:
 @lru_cache(maxsize=4096)
 def live_activation_bytes(model: ModelConfig, batch: int, seq_len: int, precision: str) -> int:
     """Bytes of activations alive at the peak of a step: what backward needs, and the largest transient."""
-    from fabric.train.loss import WHOLE_LOGITS
+    from fabric.train.loss import rows_at_once
 
-    rows, V, D = batch * seq_len, model.vocab_size, model.d_model
-    chunked = rows * V > WHOLE_LOGITS
-    head_rows = WHOLE_LOGITS // V if chunked else None
-    if precision == "fp32":
-        return activation_bytes(model, batch, seq_len, 4, head_rows) + (4 * V * D if chunked else 0)
-    norms = norms_per_sublayer(model.norm_placement)
-    # Autocast: products in 16 bits, the residual stream and what norms keep of it in 32.
-    n_wide = (2 * norms * model.n_layers + 1) * (D + model.norm.saved_statistics())
-    n_copies = ((MIXER_READERS + FFN_READERS - 2) * model.n_layers + 1) * D
-    saved = saved_bytes(model, batch, seq_len, 2) + rows * (2 * n_wide + 2 * n_copies)
-    weights = 2 * n_params(model)
-    # Logits are read in fp32 whatever the products' precision.
-    head = 12 * (head_rows or rows) * V + (6 * V * D if chunked else 0)
-    block = 2 * rows * model.ffn.transient_elements(D)
-    return saved + weights + max(head, block)
+    rows, V, D, size = batch * seq_len, model.vocab_size, model.d_model, 4 if precision == "fp32" else 2
+    saved = saved_bytes(model, batch, seq_len, size)
+    # The loss: logits that become their gradient, the gradients of hidden states and of the output matrix.
+    head = size * (min(rows, rows_at_once(V, D)) * V + rows * D) + 4 * V * D
+    block = size * rows * model.ffn.transient_elements(D)
+    if precision != "fp32":
+        # Autocast: products in 16 bits, the residual stream and what norms keep of it in 32.
+        n_wide = 0 if model.norm_placement == "post" else 2 * model.n_layers
+        saved += 2 * rows * (n_wide + 1) * (D + model.norm.saved_statistics())
+        saved += 2 * n_params(model)  # weights in 16 bits
+        head += 2 * V * D
+    return saved + max(head, block)
 
 
 def checkpoint_bytes(spec: TrialSpec) -> int:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from fabric.analysis.stats import minimal_detectable_difference
 from fabric.data import data_key
 from fabric.data.config import DataConfig
-from fabric.data.disk import default_cache_root
 from fabric.job.content import naming_corpus
 from fabric.job.document import JobError
 from fabric.job.load import Job, load_job
@@ -31,6 +30,7 @@ from fabric.planning.study import ArmRun, Machine, PhaseRun, Study, Trial
 from fabric.planning.trial import TrialSpec
 from fabric.store import FAILED, FINISHED, Store
 from fabric.sweeping import JobSource, cache_root, out_root, slots_for, worker_threads
+from kernels.folders import default_cache_root
 from models import flops_per_token, n_params, state_bytes
 from models.config import warnings as model_warnings
 

@@ -77,7 +77,7 @@ def source_hash() -> str:
     digest = hashlib.sha256()
     for package in PACKAGES:
         folder = package_folder(package)
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".cpp", ".h")):
             name = f"{package}/{path.relative_to(folder).as_posix()}"
             digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

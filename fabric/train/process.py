@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from fabric.train.memory import keep_freed_memory
+from kernels import native
 
 if TYPE_CHECKING:
     from fabric.planning.trial import TrialSpec
@@ -100,13 +101,15 @@ def rng_kept() -> Iterator[None]:
 
 
 def numerics(trial: TrialSpec) -> dict[str, Any]:
-    """What bit-equality is promised within: library versions, instruction set, threads, device, compiler."""
+    """What bit-equality is promised within: library versions, instruction set, threads, device, compiler,
+    kernels."""
     parts = {
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if trial.device == "cuda" else platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": trial.threads,
         "compile": trial.train.compile,
+        "kernels": native.name(),
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return {**parts, "fingerprint": digest[:12]}

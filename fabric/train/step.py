@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fabric.train import loss
 from fabric.train.config import TrainConfig
+from kernels import native
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -19,6 +20,13 @@ def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[A
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device, dtype=AUTOCAST[precision])
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Let every layer run as compiled code: layers are alike, so one compilation serves all of a model."""
+    native.attention_dtypes()  # compiled code cannot look for kernels itself
+    for layer in model.layers:  # type: ignore[union-attr]
+        layer.compile()
 
 
 class Stepper:
@@ -32,7 +40,8 @@ class Stepper:
     ) -> None:
         self.model, self.optimizer, self.train, self.device = model, optimizer, train, device
         self.scaler = torch.amp.GradScaler(device) if train.precision == "fp16" else None
-        self._sum_nll = torch.compile(loss.sum_nll) if train.compile else loss.sum_nll
+        if train.compile:
+            compile_layers(model)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._peaks = [group["lr"] for group in optimizer.param_groups]
 
@@ -43,7 +52,7 @@ class Stepper:
         total: Tensor | None = None
         for part_bT1 in rows_BT1.split(micro_batch_size):
             with autocast(self.device, self.train.precision):
-                nll = self._sum_nll(self.model, part_bT1[:, :-1], part_bT1[:, 1:]) / count
+                nll = loss.sum_nll(self.model, part_bT1[:, :-1], part_bT1[:, 1:]) / count
             (nll if self.scaler is None else self.scaler.scale(nll)).backward()
             total = nll.detach() if total is None else total + nll.detach()
         assert total is not None

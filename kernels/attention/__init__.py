@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from kernels.attention import reference, sdpa
+from kernels.attention import cpu, reference, sdpa
 
-BACKENDS = ("auto", "reference", "sdpa")
+BACKENDS = ("auto", "reference", "sdpa", "cpu")
 
 
 def attention(
@@ -22,19 +24,18 @@ def attention(
 ) -> Tensor:
     """out_BHTV of T queries that are the last T of S positions; see `reference` for the definition.
 
-    `scale` defaults to K**-0.5. `backend`: "auto" (= "sdpa", on every device) or a name of `BACKENDS`.
-    Raises ValueError for an unknown backend or heads that do not group.
+    `scale` defaults to K**-0.5. `backend`: "auto" (our own kernels on CPUs that have them, else "sdpa") or a name of
+    `BACKENDS`. Raises ValueError for an unknown backend or heads that do not group.
     """
     if q_BHTK.shape[1] % k_BGSK.shape[1]:
         raise ValueError(
             f"{q_BHTK.shape[1]} query heads cannot share {k_BGSK.shape[1]} key/value heads evenly"
         )
-    if backend == "reference":
-        return reference.attention(
-            q_BHTK, k_BGSK, v_BGSV, causal=causal, window=window, key_mask_BS=key_mask_BS, scale=scale
-        )[0]
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
-    return sdpa.attention(
-        q_BHTK, k_BGSK, v_BGSV, causal=causal, window=window, key_mask_BS=key_mask_BS, scale=scale
-    )
+    options: Any = {"causal": causal, "window": window, "key_mask_BS": key_mask_BS, "scale": scale}
+    if backend == "reference":
+        return reference.attention(q_BHTK, k_BGSK, v_BGSV, **options)[0]
+    if backend == "cpu" or (backend == "auto" and cpu.takes(q_BHTK, v_BGSV)):
+        return cpu.attention(q_BHTK, k_BGSK, v_BGSV, **options)
+    return sdpa.attention(q_BHTK, k_BGSK, v_BGSV, **options)

@@ -11,18 +11,20 @@ from kernels.rmsnorm import cpu, reference
 BACKENDS = ("auto", "reference", "cpu", "torch")
 
 
-def rms_norm(x: Tensor, weight_D: Tensor, eps: float = 1e-5, *, backend: str = "auto") -> Tensor:
-    """x (…, D) normalised to root mean square 1, times weight_D; computed in at least fp32, in x's dtype.
+def rms_norm(
+    x: Tensor, weight_D: Tensor, eps: float = 1e-5, *, dtype: torch.dtype | None = None, backend: str = "auto"
+) -> Tensor:
+    """x (…, D) normalised to root mean square 1, times weight_D; computed in at least fp32, in `dtype` (x's).
 
-    `backend`: "auto" (under torch.compile, which fuses it, "reference"; else "cpu" for CPU tensors and "torch",
-    PyTorch's own, elsewhere) or a name of `BACKENDS`. Raises ValueError for others.
+    `backend`: "auto" (under torch.compile, which fuses it, "reference"; else "cpu", our own kernels, for CPU tensors
+    they take, and "torch", PyTorch's, elsewhere) or a name of `BACKENDS`. Raises ValueError for others.
     """
     if backend not in BACKENDS:
         raise ValueError(f"rms_norm backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
-    if backend == "auto" and torch.compiler.is_compiling():
-        backend = "reference"
-    if backend == "cpu" or (backend == "auto" and x.device.type == "cpu"):
-        return cpu.rms_norm(x, weight_D, eps)
-    if backend == "reference":
-        return reference.rms_norm(x, weight_D, eps)
-    return F.rms_norm(x, (x.shape[-1],), weight_D, eps).to(x.dtype)
+    dtype = x.dtype if dtype is None else dtype
+    if backend == "reference" or (backend == "auto" and torch.compiler.is_compiling()):
+        return reference.rms_norm(x, weight_D, eps, dtype)
+    if backend == "cpu" or (backend == "auto" and cpu.takes(x, weight_D, dtype)):
+        return cpu.rms_norm(x, weight_D, eps, dtype)
+    # One dtype for both: PyTorch's fused form takes no other.
+    return F.rms_norm(x.to(weight_D.dtype), (x.shape[-1],), weight_D, eps).to(dtype)

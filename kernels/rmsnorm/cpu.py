@@ -1,8 +1,6 @@
-"""RMSNorm for CPUs: backward through LayerNorm's fused kernel, and only x and 1/rms kept for it.
+"""RMSNorm on CPUs by kernels of our own (cpu.cpp): one pass forward, one backward; x and 1/rms are kept.
 
-`F.rms_norm` has no fused CPU backward: it keeps two copies of x and makes more passes over them.
-LayerNorm's fused backward, told that the mean is 0, computes dx = rstd * (gw - mean(gw) - x̂ * mean(gw * x̂))
-with gw = g * weight: it is RMSNorm's gradient but for the term -mean(gw), which is added back.
+PyTorch has no fused CPU backward of it: it keeps two copies of x and makes more passes over them.
 """
 
 from __future__ import annotations
@@ -12,42 +10,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.rmsnorm.reference import wide
+from kernels import native
 
 
-def _forward(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """y in x's dtype, and 1/rms (…, 1)."""
-    x_wide = wide(x)
-    norm = torch.linalg.vector_norm(x_wide, dim=-1, keepdim=True)
-    rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    return (x_wide * rstd).mul_(weight_D).to(x.dtype), rstd
+def takes(x: Tensor, weight_D: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the kernels are there for such tensors."""
+    return dtype in native.DTYPES and weight_D.dtype == torch.float32 and native.computes(x, weight_D)
+
+
+def _kinds(x: Tensor, y: Tensor) -> int:
+    return int(x.dtype == torch.bfloat16) + 2 * int(y.dtype == torch.bfloat16)
+
+
+def _forward(x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """y in `dtype`, and 1/rms of every row."""
+    width = x.shape[-1]
+    y, rstd = torch.empty(x.shape, dtype=dtype), torch.empty(x.shape[:-1])
+    native.call("rms_norm_forward", _kinds(x, y), rstd.numel(), width, x, weight_D, eps, y, rstd)
+    return y, rstd
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        y, rstd = _forward(x, weight_D, eps)
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        y, rstd = _forward(x, weight_D, eps, dtype)
         ctx.save_for_backward(x, weight_D, rstd)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, weight_D, rstd = ctx.saved_tensors
-        x_wide, grad = wide(x), wide(grad).contiguous()
-        weight_wide = weight_D.to(x_wide.dtype)
-        width = x.shape[-1]
-        dx, dweight_D, _ = torch.ops.aten.native_layer_norm_backward(
-            grad, x_wide, [width], torch.zeros_like(rstd), rstd, weight_wide, None, [True, True, False]
+        grad, dx = grad.contiguous(), torch.empty_like(x)
+        sums_ND = torch.empty(torch.get_num_threads(), x.shape[-1])
+        native.call(
+            "rms_norm_backward",
+            _kinds(x, grad),
+            rstd.numel(),
+            x.shape[-1],
+            x,
+            weight_D,
+            rstd,
+            grad,
+            dx,
+            sums_ND,
         )
-        with torch.autocast("cpu", enabled=False):
-            mean_gw = (grad @ weight_wide).div_(width)
-        dx.addcmul_(rstd, mean_gw.unsqueeze(-1))
-        return dx.to(x.dtype), dweight_D.to(weight_D.dtype), None
+        return dx, sums_ND.sum(0), None, None
 
 
-def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """Same contract as `reference.rms_norm`; differentiable once."""
+    x, weight_D = x.contiguous(), weight_D.contiguous()
     if torch.is_grad_enabled() and (x.requires_grad or weight_D.requires_grad):
-        return _RMSNorm.apply(x, weight_D, eps)
-    return _forward(x, weight_D, eps)[0]
+        y: Tensor = _RMSNorm.apply(x, weight_D, eps, dtype)
+        return y
+    return _forward(x, weight_D, eps, dtype)[0]

@@ -11,8 +11,8 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """y = x / sqrt(mean(x²) + eps) * weight over the last dimension, in x's dtype (1910.07467 eq. 4)."""
+def rms_norm(x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """y = x / sqrt(mean(x²) + eps) * weight over the last dimension, in `dtype` (1910.07467 eq. 4)."""
     x_wide = wide(x)
     rstd = torch.rsqrt(x_wide.square().mean(dim=-1, keepdim=True) + eps)
-    return (x_wide * rstd * wide(weight_D)).to(x.dtype)
+    return (x_wide * rstd * wide(weight_D)).to(dtype)

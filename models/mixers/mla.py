@@ -79,21 +79,11 @@ class MLAConfig(AttentionConfig):
 
     def saved_elements(self, d_model: int) -> int:
         H, C, K, V, nope = self.n_heads, self.kv_latent_dim, self.qk_width, self.v_head_dim, self.qk_nope_dim
-        wide = max(K, V)
-        n = 3 * H * wide + H  # queries, keys, attention's output; log-sum-exp
-        n += (C + self.qk_rope_dim) + 1 + C  # latent before and after its norm
+        n = 2 * H * K + H * V + H  # queries, keys, attention's output; log-sum-exp
+        n += H * (nope + V)  # values are a view of the expansion, hence all of it
+        n += 2 * C + 1  # latent before and after its norm
         n += 2 * (self.q_latent_dim or 0) + (self.q_latent_dim is not None)
-        if V != K:
-            n += H * V  # the output in its layout for the last projection
-        if V < K:
-            n += H * K  # values padded to the keys' width
-        if V >= K or self.qk_norm == "head":
-            n += H * (nope + V)  # a view of the expansion is kept, hence all of it
-        if self.qk_norm == "head":
-            n += H * K + 2 * H
-        elif self.qk_norm == "full":
-            n += 2 * H * nope + 2
-        return n
+        return n + self.qk_norm_saved(H, H, nope)
 
 
 class LatentAttention(nn.Module):

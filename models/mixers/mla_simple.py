@@ -65,7 +65,7 @@ class MLASimpleConfig(AttentionConfig):
         if self.position != "nope" or self.qk_norm != "none":
             n += H * K  # keys anew: rotated or normalised
         if self.qk_norm != "none":
-            n += H * K + (2 * H if self.qk_norm == "head" else 2)
+            n += 2 * H * K + (2 * H if self.qk_norm == "head" else 2)  # what is normalised
         return n
 
 

@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from models_cases import FFNS, MIXERS, PLACEMENTS, QK_NORMS, VARIANTS, config_of, example, ids_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import Cache, build, flops_per_token, n_params, preset, state_bytes
-from models.cost import activation_bytes, saved_bytes
+from models.cost import saved_bytes
 
 SHAPES = [(name, placement, qk_norm) for name in VARIANTS for placement in PLACEMENTS for qk_norm in QK_NORMS]
 
@@ -130,41 +128,4 @@ def test_bytes_kept_for_backward(name, placement, qk_norm):
     for window, norm in ((None, "rmsnorm"), (6, "layernorm")):
         mixer = {**VARIANTS[name], "qk_norm": qk_norm, "window": window}
         config = config_of(mixer, norm_placement=placement, norm={"kind": norm})
-        assert kept_for_backward(build(config), ids_of(2, 24)) == saved_bytes(config, 2, 24)
-
-
-def peak_of_a_step(config, batch, n_tokens):
-    model = build(config)
-    ids = ids_of(batch, n_tokens + 1, vocab=config.vocab_size)
-
-    def step():
-        hidden = model.hidden(ids[:, :-1]).flatten(0, 1)
-        F.cross_entropy(F.linear(hidden, model.lm_head_weight), ids[:, 1:].flatten()).backward()
-
-    step()  # gradients exist from here on
-    with profile(profile_memory=True) as record:
-        step()
-    held = peak = 0
-    for event in record.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        pytest.param(preset("smollm-tiny"), id="smollm-tiny"),
-        pytest.param(preset("qwen3-tiny"), id="qwen3-tiny"),
-        pytest.param(preset("olmo2-tiny"), id="olmo2-tiny"),
-        pytest.param(preset("smollm-tiny", vocab_size=4096), id="large-vocabulary"),
-        pytest.param(preset("smollm-tiny", vocab_size=32), id="small-vocabulary"),
-        *[
-            pytest.param(config_of(mixer, ffn=example(FFNS["gelu"]), norm_placement="sandwich"), id=name)
-            for name, mixer in VARIANTS.items()
-        ],
-    ],
-)
-def test_peak_memory_of_a_training_step_within_ten_percent(config):
-    assert activation_bytes(config, 8, 64) == pytest.approx(peak_of_a_step(config, 8, 64), rel=0.1)
+        assert kept_for_backward(build(config), ids_of(2, 40)) == saved_bytes(config, 2, 40)

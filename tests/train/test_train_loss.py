@@ -7,6 +7,7 @@ from train_kit import make_trial
 
 import models
 from fabric.train import loss
+from kernels.cross_entropy import IGNORED
 
 
 def inputs(n, d, v, seed=0, dtype=torch.float32):
@@ -14,7 +15,7 @@ def inputs(n, d, v, seed=0, dtype=torch.float32):
     hidden = torch.randn(n, d, generator=g).to(dtype).requires_grad_()
     weight = torch.randn(v, d, generator=g).to(dtype).requires_grad_()
     targets = torch.randint(0, v, (n,), generator=g)
-    targets[::5] = loss.IGNORED
+    targets[::5] = IGNORED
     return hidden, weight, targets
 
 
@@ -24,7 +25,7 @@ def test_chunks_equal_torch_cross_entropy(n, v, rows):
     hidden, weight, targets = inputs(n, 7, v, dtype=torch.float64)
     want = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
     want_grads = torch.autograd.grad(3 * want, (hidden, weight))
-    got = loss.sum_nll_in_chunks(hidden, weight, targets, chunk_elements=rows * v)
+    got = loss.sum_nll_in_chunks(hidden, weight, targets, n_rows=rows)
     got_grads = torch.autograd.grad(3 * got, (hidden, weight))
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
@@ -38,7 +39,7 @@ def test_chunks_under_autocast_are_as_good_as_the_plain_path(dtype):
     exact = torch.autograd.grad(F.cross_entropy(hidden @ weight.T, targets), (hidden, weight))
     with torch.autocast("cpu", dtype=dtype):
         plain = F.cross_entropy(F.linear(hidden, weight).float(), targets)
-        chunked = loss.sum_nll_in_chunks(hidden, weight, targets, 700) / (targets != loss.IGNORED).sum()
+        chunked = loss.sum_nll_in_chunks(hidden, weight, targets, 7) / (targets != IGNORED).sum()
     assert chunked.item() == pytest.approx(plain.item(), rel=1e-5)
     theirs, ours = (torch.autograd.grad(x, (hidden, weight)) for x in (plain, chunked))
     for want, plain_grad, grad in zip(exact, theirs, ours):
@@ -46,7 +47,7 @@ def test_chunks_under_autocast_are_as_good_as_the_plain_path(dtype):
         assert (grad - want).norm() <= 1.5 * (plain_grad - want).norm() + 1e-6
 
 
-def test_large_vocabularies_go_through_chunks_with_the_same_loss_and_gradients(prepared, monkeypatch):
+def test_chunks_have_the_loss_and_gradients_of_the_whole(prepared, monkeypatch):
     trial = make_trial(*prepared)
     ids = torch.randint(0, trial.model.vocab_size, (3, 17), generator=torch.Generator().manual_seed(3))
     model = models.build(trial.model, 0)
@@ -58,12 +59,8 @@ def test_large_vocabularies_go_through_chunks_with_the_same_loss_and_gradients(p
         return total.item(), [p.grad.clone() for p in model.parameters()]
 
     whole, whole_grads = gradients()
-    monkeypatch.setattr(loss, "WHOLE_LOGITS", 10 * trial.model.vocab_size)
-    calls = []
-    chunks = loss.sum_nll_in_chunks
-    monkeypatch.setattr(loss, "sum_nll_in_chunks", lambda *a: calls.append(1) or chunks(*a))
+    monkeypatch.setattr(loss, "rows_at_once", lambda vocab_size, width: 10)
     chunked, chunked_grads = gradients()
-    assert calls
     assert chunked == pytest.approx(whole, rel=1e-6)
     for ours, theirs in zip(chunked_grads, whole_grads):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -74,7 +71,7 @@ def test_sum_over_scored_tokens_not_mean_of_means(prepared):
     model = models.build(trial.model, 0)
     ids = torch.randint(0, trial.model.vocab_size, (2, 9), generator=torch.Generator().manual_seed(3))
     targets = ids[:, 1:].clone()
-    targets[0, 2:] = loss.IGNORED
+    targets[0, 2:] = IGNORED
     total = loss.sum_nll(model, ids[:, :-1], targets)
     per_token = loss.nll_per_token(model, ids[:, :-1], targets)
     assert per_token.shape == (2, 8)
@@ -93,5 +90,5 @@ def test_chunks_never_hold_the_whole_logits():
             return out
 
     with Sizes():
-        loss.sum_nll_in_chunks(hidden, weight, targets, 64 * 2000).backward()
+        loss.sum_nll_in_chunks(hidden, weight, targets, 64).backward()
     assert max(sizes) == 64 * 2000

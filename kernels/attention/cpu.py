@@ -1,0 +1,161 @@
+"""Attention on CPUs by kernels of our own (cpu.cpp): block by block as in arXiv 2307.08691, fp32 and bf16.
+
+PyTorch's backward in bf16 takes several times as long: it does not use the matrix unit for small blocks. Backward
+keeps queries, keys, values, the output, and one number a query.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import native
+
+# Below, PyTorch's operator is as fast (blocks are 64 wide); wider heads have not been measured.
+FEWEST_QUERIES, WIDEST_HEAD = 32, 256
+
+
+def takes(q_BHTK: Tensor, v_BGSV: Tensor) -> bool:
+    """Whether these kernels are there for such tensors, and worth it."""
+    if q_BHTK.device.type != "cpu" or q_BHTK.shape[2] < FEWEST_QUERIES:
+        return False
+    return max(q_BHTK.shape[3], v_BGSV.shape[3]) <= WIDEST_HEAD and q_BHTK.dtype in native.attention_dtypes()
+
+
+def attention(
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSV: Tensor,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    key_mask_BS: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Same contract as `reference.attention`, without the weights; differentiable once.
+
+    Raises ValueError where there are no kernels for the tensors.
+    """
+    if q_BHTK.device.type != "cpu" or q_BHTK.dtype not in native.attention_dtypes():
+        raise ValueError(
+            f"no attention kernel of ours for {q_BHTK.dtype} on {q_BHTK.device}: it takes fp32 on CPUs with AVX-512 "
+            "and a C++ compiler, and bf16 where there is a matrix unit (AMX); use backend='sdpa'"
+        )
+    scale = q_BHTK.shape[-1] ** -0.5 if scale is None else scale
+    mask = None if key_mask_BS is None else key_mask_BS.bool()
+    out: Tensor = _forward(q_BHTK, k_BGSK, v_BGSV, mask, causal, window or 0, scale)[0]
+    return out
+
+
+@torch.library.custom_op("fabric::attention", mutates_args=())
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, window: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """out_BHTV and the log-sum-exps_BHT of its rows' scores."""
+    q, k, v = _rows(q), _rows(k), _rows(v)
+    out, lse = _forward_shapes(q, k, v, mask, causal, window, scale)
+    _call("attention_forward", (q, k, v, out), mask, lse, causal, window, scale)
+    return out, lse
+
+
+@_forward.register_fake
+def _forward_shapes(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, window: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    B, H, T, _ = q.shape
+    # Positions before heads in memory, as projections have them: no copy follows.
+    out = q.new_empty(B, T, H, v.shape[3]).transpose(1, 2)
+    return out, q.new_empty(B, H, T, dtype=torch.float32)
+
+
+@torch.library.custom_op("fabric::attention_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    window: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, grad = _rows(q), _rows(k), _rows(v), _rows(grad.to(q.dtype))
+    dq, dk, dv = _backward_shapes(grad, q, k, v, out, lse, mask, causal, window, scale)
+    tensors = (q, k, v, _rows(out), grad, dq, dk, dv)
+    _call("attention_backward", tensors, mask, lse.contiguous(), causal, window, scale)
+    return dq, dk, dv
+
+
+@_backward.register_fake
+def _backward_shapes(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    window: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(q), _like(k), _like(v)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, mask, ctx.causal, ctx.window, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, *output, mask)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    assert grad is not None
+    q, k, v, out, lse, mask = ctx.saved_tensors
+    dq, dk, dv = _backward(grad, q, k, v, out, lse, mask, ctx.causal, ctx.window, ctx.scale)
+    return dq, dk, dv, None, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_setup)
+
+
+def _like(x: Tensor) -> Tensor:
+    B, H, T, K = x.shape
+    return x.new_empty(B, T, H, K).transpose(1, 2)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The tensor with contiguous rows, which the kernels ask for."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _call(
+    function: str,
+    tensors: tuple[Tensor, ...],
+    mask: Tensor | None,
+    lse: Tensor,
+    causal: bool,
+    window: int,
+    scale: float,
+) -> None:
+    """Hand sizes, addresses and strides (batch, position, head) to a function of the library."""
+    q, _, v = tensors[:3]
+    B, H, T, K = q.shape
+    G, S, V = v.shape[1:]
+    sizes = (ctypes.c_int64 * 9)(B, H, G, T, S, K, V, causal, window)
+    addresses = (ctypes.c_void_p * len(tensors))(*(x.data_ptr() for x in tensors))
+    strides = [s for x in tensors for s in (x.stride(0), x.stride(2), x.stride(1))]
+    native.call(
+        function,
+        int(q.dtype == torch.bfloat16),
+        sizes,
+        scale,
+        addresses,
+        (ctypes.c_int64 * len(strides))(*strides),
+        0 if mask is None else mask.contiguous(),
+        lse,
+    )

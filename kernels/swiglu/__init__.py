@@ -1,0 +1,24 @@
+"""silu(gate) * up, the gated unit of SwiGLU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.swiglu import cpu, lean, reference
+
+BACKENDS = ("auto", "reference", "cpu", "lean")
+
+
+def swiglu(gate: Tensor, up: Tensor, *, backend: str = "auto") -> Tensor:
+    """silu(gate) * up, elementwise; see `reference`.
+
+    `backend`: "auto" (under torch.compile, which fuses it, "reference"; else "cpu", our own kernels, for CPU tensors
+    they take, and "lean" elsewhere) or a name of `BACKENDS`. Raises ValueError for others.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"swiglu backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
+    if backend == "reference" or (backend == "auto" and torch.compiler.is_compiling()):
+        return reference.swiglu(gate, up)
+    chosen = cpu if backend == "cpu" or (backend == "auto" and cpu.takes(gate, up)) else lean
+    return chosen.swiglu(gate, up)

@@ -1,0 +1,281 @@
+"""The compiled CPU kernels against their definitions, forward and every gradient, and how they are built."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernels_kit import needs_native
+
+from kernels import native
+from kernels.attention import attention
+from kernels.cross_entropy import IGNORED, cross_entropy_
+from kernels.rmsnorm import rms_norm
+from kernels.rotary import rotary
+from kernels.swiglu import swiglu
+
+pytestmark = needs_native
+DTYPES = [torch.float32, torch.bfloat16]
+# Relative error (norm of the difference over the norm) against the definition in fp64.
+LIMITS = {torch.float32: 3e-6, torch.bfloat16: 2e-2}
+many = settings(deadline=None, derandomize=True, max_examples=60)
+few = settings(deadline=None, derandomize=True, max_examples=25)
+
+
+def randoms(seed, *shapes):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(s, generator=generator) for s in shapes]
+
+
+def error(got, wanted):
+    return ((got.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-30)).item()
+
+
+def assert_close(function, leaves, dtype, limit=None):
+    """Outputs and gradients of `function(*leaves, backend=…)`: "cpu" in a dtype against the definition in fp64."""
+    given = [x.to(dtype) for x in leaves]
+    results = []
+    for backend, kind in (("cpu", dtype), ("reference", torch.float64)):
+        inputs = [x.to(kind).requires_grad_() for x in given]
+        out = function(*inputs, backend=backend)
+        grad = randoms(9, out.shape)[0].to(dtype).to(kind)
+        results.append([out, *torch.autograd.grad(out, inputs, grad)])
+    for got, wanted in zip(*results, strict=True):
+        assert got.dtype == dtype
+        assert got.shape == wanted.shape
+        assert error(got, wanted) <= (limit or LIMITS[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@many
+@given(
+    heads=st.sampled_from([(1, 1), (4, 4), (4, 2), (3, 1)]),
+    n_queries=st.sampled_from([1, 5, 63, 64, 65, 130]),
+    n_earlier=st.sampled_from([0, 1, 70]),
+    widths=st.sampled_from([(8, 8), (16, 24), (64, 64), (40, 17), (80, 32)]),
+    causal=st.booleans(),
+    window=st.sampled_from([None, 1, 3, 64, 100]),
+    n_padding=st.sampled_from([0, 3, 66]),
+    scale=st.sampled_from([None, 0.5]),
+)
+def test_attention(dtype, heads, n_queries, n_earlier, widths, causal, window, n_padding, scale):
+    if dtype not in native.attention_dtypes():
+        pytest.skip("bf16 needs a matrix unit (AMX), fp32 AVX-512")
+    (H, G), (K, V), S = heads, widths, n_queries + n_earlier
+    mask = None
+    if n_padding:
+        mask = torch.ones(2, S, dtype=torch.bool)
+        mask[0, : min(n_padding, S - 1)] = False
+    # As projections give them: positions before heads in memory.
+    shapes = ((2, n_queries, H, K), (2, S, G, K), (2, S, G, V))
+
+    def run(q, k, v, backend):
+        options = {"causal": causal, "window": window, "key_mask_BS": mask, "scale": scale}
+        return attention(*(x.transpose(1, 2) for x in (q, k, v)), backend=backend, **options)
+
+    # A single visible key has zero gradients to its score: compare what is left of rounding absolutely.
+    if window == 1 or S == 1:
+        q, k, v = (x.to(dtype) for x in randoms(0, *shapes))
+        got, wanted = run(q, k, v, "cpu"), run(q.double(), k.double(), v.double(), "reference")
+        assert error(got, wanted) <= LIMITS[dtype]
+    else:
+        assert_close(run, randoms(0, *shapes), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_does_not_depend_on_threads_or_what_is_not_seen(dtype):
+    if dtype not in native.attention_dtypes():
+        pytest.skip("bf16 needs a matrix unit (AMX), fp32 AVX-512")
+    q, k, v = (x.to(dtype) for x in randoms(0, *[(2, 4, 150, 32)] * 3))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = attention(q, k, v, backend="cpu")
+        torch.set_num_threads(2)
+        two = attention(q, k, v, backend="cpu")
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(one, two)
+    k[:, :, 100:], v[:, :, 100:] = 1e4, -1e4
+    assert torch.equal(attention(q, k, v, backend="cpu")[:, :, :100], one[:, :, :100])
+
+
+def test_attention_compiles_into_a_graph_and_passes_torchs_own_checks():
+    from kernels.attention import cpu
+
+    q, k, v = (x.requires_grad_() for x in randoms(0, *[(1, 2, 40, 8)] * 3))
+    torch.library.opcheck(cpu._forward, (q, k, v, None, True, 0, 0.3))
+
+
+def test_attention_refuses_what_it_has_no_kernel_for():
+    q = torch.randn(1, 1, 40, 8, dtype=torch.float64)
+    with pytest.raises(ValueError, match="no attention kernel of ours for torch.float64 on cpu"):
+        attention(q, q, q, backend="cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@few
+@given(
+    n=st.sampled_from([1, 15, 16, 33, 5000]), rows=st.integers(1, 3), scale=st.sampled_from([0.1, 1.0, 30.0])
+)
+def test_swiglu(dtype, n, rows, scale):
+    gate, up = randoms(0, (rows, n), (rows, n))
+    assert_close(swiglu, [gate * scale, up], dtype)
+
+
+def test_swiglu_at_the_ends_of_the_range():
+    gate = torch.tensor([-1e30, -200.0, -89.0, 0.0, 89.0, 200.0, 1e30] * 3)
+    out = swiglu(gate, torch.ones(21), backend="cpu")
+    torch.testing.assert_close(out, torch.nn.functional.silu(gate), rtol=1e-5, atol=1e-8)
+    assert swiglu(torch.full((16,), float("nan")), torch.ones(16), backend="cpu").isnan().all()
+
+
+@few
+@given(dtype=st.sampled_from([torch.float32, torch.float64]), n=st.integers(1, 40))
+def test_swiglu_elsewhere_keeps_as_little(dtype, n):
+    gate, up = (x.to(dtype).requires_grad_() for x in randoms(0, (3, n), (3, n)))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        lean = swiglu(gate, up, backend="lean")
+    assert kept == [3 * n, 3 * n]
+    wanted = swiglu(gate, up, backend="reference")
+    grads = [torch.autograd.grad(y.square().sum(), (gate, up)) for y in (lean, wanted)]
+    for got, exact in zip(*grads, strict=True):
+        torch.testing.assert_close(got, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@few
+@given(
+    shape=st.sampled_from([(1, 1, 1, 2), (2, 5, 3, 16), (2, 7, 2, 34), (1, 3, 2, 64)]),
+    per_text=st.booleans(),
+    strided=st.booleans(),
+)
+def test_rotary(dtype, shape, per_text, strided):
+    B, T, _, R = shape
+    angle = randoms(1, (B if per_text else 1, T, 1, R // 2))[0]
+    cos = torch.cat((angle.cos(), angle.cos()), -1)
+    signed_sin = torch.cat((-angle.sin(), angle.sin()), -1)
+    tables = [cos, signed_sin] if per_text else [cos[0], signed_sin[0]]
+
+    def run(x, backend):
+        x = x.transpose(1, 2).contiguous().transpose(1, 2) if strided else x
+        return rotary(
+            x, *(t.to(torch.float32 if backend == "cpu" else x.dtype) for t in tables), backend=backend
+        )
+
+    assert_close(run, randoms(0, shape), dtype, 1e-6 if dtype == torch.float32 else 3e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@few
+@given(
+    shape=st.sampled_from([(1, 1), (3, 5, 16), (2, 33), (40, 257)]),
+    wide_input=st.booleans(),
+    offset=st.sampled_from([0.0, 3.0]),
+)
+def test_rms_norm(dtype, shape, wide_input, offset):
+    x, weight, grad = randoms(0, shape, shape[-1:], shape)
+    x = (x + offset).to(torch.float32 if wide_input else dtype)
+    results = []
+    for backend, kind in (("cpu", x.dtype), ("reference", torch.float64)):
+        leaves = [
+            x.to(kind).requires_grad_(),
+            weight.to(torch.float32 if backend == "cpu" else kind).requires_grad_(),
+        ]
+        y = rms_norm(*leaves, 1e-5, dtype=dtype if backend == "cpu" else kind, backend=backend)
+        assert y.dtype == (dtype if backend == "cpu" else kind)
+        results.append([y, *torch.autograd.grad(y, leaves, grad.to(dtype).to(y.dtype))])
+    for got, wanted in zip(*results, strict=True):
+        if shape[-1] > 1:  # a single number is normalised to its sign: no gradient but rounding
+            assert error(got, wanted) <= LIMITS[dtype]
+
+
+def test_rms_norm_in_a_dtype_without_a_kernel_is_pytorchs():
+    x, weight = randoms(0, (3, 16), (16,))
+    half = rms_norm(x, weight, dtype=torch.float16)
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), rms_norm(x, weight), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@few
+@given(n=st.sampled_from([2, 15, 16, 50, 1000]), rows=st.integers(1, 9), scale=st.sampled_from([1.0, 50.0]))
+def test_cross_entropy(dtype, n, rows, scale):
+    logits = (randoms(0, (rows, n))[0] * scale).to(dtype)
+    targets = torch.randint(0, n, (rows,), generator=torch.Generator().manual_seed(1))
+    targets[::3] = IGNORED
+    ours, exact = logits.clone(), logits.double()
+    nll, wanted = (
+        cross_entropy_(ours, targets, backend="cpu"),
+        cross_entropy_(exact, targets, backend="reference"),
+    )
+    torch.testing.assert_close(nll.double(), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        ours.double(), exact, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6
+    )
+    assert (ours[::3] == 0).all()
+    untouched = logits.clone()
+    assert torch.equal(cross_entropy_(untouched, targets, gradient=False, backend="cpu"), nll)
+    assert torch.equal(untouched, logits)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_cross_entropy_of_what_is_not_finite_is_not_finite(value):
+    logits = torch.zeros(2, 40)
+    logits[0, 3] = value
+    nll = cross_entropy_(logits, torch.tensor([0, 0]), backend="cpu")
+    assert not nll[0].isfinite()
+    assert nll[1].isfinite()
+
+
+@pytest.mark.parametrize("target", [-1, 7])
+def test_cross_entropy_refuses_targets_outside_the_vocabulary(target):
+    with pytest.raises(ValueError, match=f"target {target} is outside the vocabulary of 7"):
+        cross_entropy_(torch.zeros(1, 7), torch.tensor([target]), backend="cpu")
+
+
+BUILD = """
+import warnings
+warnings.simplefilter("always")
+from kernels import native
+print(native.library() is not None, native.name(), native.attention_dtypes())
+"""
+
+
+def build_in(folder, **environment):
+    import os
+    from pathlib import Path
+
+    root = str(Path(native.__file__).parents[1])
+    env = {**os.environ, "FABRIC_CACHE": str(folder), "PYTHONPATH": root, **environment}
+    return subprocess.run([sys.executable, "-c", BUILD], capture_output=True, text=True, env=env)
+
+
+def test_it_is_built_once_into_the_cache_folder_and_found_again(tmp_path):
+    assert build_in(tmp_path).stdout.startswith("True native-")
+    (built,) = (tmp_path / "kernels").iterdir()
+    before = built.stat().st_mtime_ns
+    assert build_in(tmp_path).stdout.startswith("True native-")
+    assert built.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "environment", [{"FABRIC_NATIVE": "0"}, {"CXX": "no-such-compiler", "PATH": "/nonexistent"}]
+)
+def test_without_a_compiler_pytorchs_operators_are_used(tmp_path, environment):
+    done = build_in(tmp_path, **environment)
+    assert done.stdout == "False torch ()\n", done.stderr
+    assert done.stderr == ""
+
+
+def test_a_compiler_that_fails_is_said_once(tmp_path):
+    compiler = tmp_path / "broken"
+    compiler.write_text("#!/bin/sh\ntest \"$1\" = --version && exit 0\necho 'out of order' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    done = build_in(tmp_path, CXX=str(compiler))
+    assert done.stdout == "False torch ()\n"
+    assert done.stderr.count("could not be compiled") == 1
+    assert "out of order" in done.stderr
