@@ -12,10 +12,11 @@ from models.hf.families import FAMILIES, FULL, SLIDING, Family, Settings, rotati
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # Settings which ours has at one value only.
 _WANTED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0}
-# Settings of tokenizers, of other tasks, of how a model is run: none of them changes a logit.
+# Settings of tokenizers, of other tasks, of how a model is run, or that published files carry for another class:
+# none of them changes a logit. (Qwen's `max_window_layers` is among its defaults.)
 _INDIFFERENT = {
     "_name_or_path", "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype",
-    "eos_token_id", "id2label", "is_llama_config", "label2id", "model_type", "output_attentions",
+    "eos_token_id", "id2label", "is_llama_config", "label2id", "max_window_layers", "model_type", "output_attentions",
     "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "torch_dtype",
     "transformers.js_config", "transformers_version", "use_cache",
 }  # fmt: skip
