@@ -44,6 +44,14 @@ def test_logits_agree(name, implementation):
     close(model(ids).logits, logits)
 
 
+@pytest.mark.parametrize("name", ["smollm-tiny", "exaone4-hybrid-tiny", "deepseek-v3-tiny"])
+@torch.no_grad()
+def test_long_texts_agree(name):
+    model, theirs = pair_of(name, max_seq_len=1024)
+    ids = ids_of(1, 1000, vocab=512)
+    close(model(ids).logits, theirs(ids).logits)
+
+
 @everywhere
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @torch.no_grad()
