@@ -185,6 +185,12 @@ def _ropes(hf: Settings, family: Family) -> dict[str, dict[str, Any]]:
         return {FULL: rope, SLIDING: rope}
     if flat := {k: v for k, v in given.items() if k not in (FULL, SLIDING)}:
         raise _Refused(f"rope_parameters={flat!r} (ignored by this class: one mapping for each layer type)")
+    if hf["rope_theta"] != family.defaults["rope_theta"] or "type" in old:
+        # 5.23 rotates windowed layers by the default theta then, and takes a scaling's `type` for none; 4 did not.
+        what = f"rope_theta={hf['rope_theta']}" if "type" not in old else f"rope_scaling={dict(old)!r}"
+        raise _Refused(
+            f"{what} (read differently by transformers 4 and 5: use rope_parameters by layer type)"
+        )
     full = {**(given.get(FULL) or {}), **old}
     return {FULL: _rope(full, hf, family), SLIDING: _rope(given.get(SLIDING) or {}, hf, family)}
 

@@ -95,11 +95,21 @@ def test_olmo3_rotations_are_keyed_by_layer_type():
     assert theirs.config.rope_parameters["full_attention"]["rope_theta"] == 500000.0
     with pytest.raises(ValueError, match="one mapping for each layer type"):
         from_hf(theirs)
-    old = read(
-        "olmo3-tiny", "rope_parameters", rope_theta=77.0, rope_scaling={"type": "linear", "factor": 2.0}
-    )
-    assert {m.rope_theta for m in old.mixers} == {77.0}
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    old = read("olmo3-tiny", "rope_parameters", rope_theta=500000.0, rope_scaling=scaling)
+    assert {m.rope_theta for m in old.mixers} == {500000.0}
     assert [m.rope_scaling is not None for m in old.mixers] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("old", [{"rope_theta": 77.0}, {"rope_scaling": {"type": "linear", "factor": 2.0}}])
+def test_olmo3_rotations_that_two_versions_read_differently_are_refused(old):
+    with pytest.raises(ValueError, match="read differently by transformers 4 and 5"):
+        read("olmo3-tiny", "rope_parameters", **old)
+    theirs = transformers.Olmo3Config(num_hidden_layers=4, **old).rope_parameters
+    said = (
+        theirs["sliding_attention"]["rope_theta"] == 77.0 or theirs["full_attention"]["rope_type"] == "linear"
+    )
+    assert not said, "transformers reads it now as it was meant: read it here too"
 
 
 def test_exaone_rotates_everywhere_only_without_a_window():
