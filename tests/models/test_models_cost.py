@@ -129,3 +129,9 @@ def test_bytes_kept_for_backward(name, placement, qk_norm):
         mixer = {**VARIANTS[name], "qk_norm": qk_norm, "window": window}
         config = config_of(mixer, norm_placement=placement, norm={"kind": norm})
         assert kept_for_backward(build(config), ids_of(2, 40)) == saved_bytes(config, 2, 40)
+
+
+def test_bytes_kept_for_backward_where_layers_have_several_windows():
+    mixer = {**VARIANTS["gqa"], "mixer_pattern": [{"window": 4}, {"window": 6}, {"window": 8}, {}]}
+    config = config_of(mixer, n_layers=7)
+    assert kept_for_backward(build(config), ids_of(2, 40)) == saved_bytes(config, 2, 40)
