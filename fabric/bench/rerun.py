@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from fabric.bench.measure import Figure, Measured, Setting, in_turn
+from fabric.bench.process import python
 from fabric.bench.work import job, scratch, seeds_of_one_arm, timed
 
-ROOT = Path(__file__).resolve().parents[2]
 N_TRIALS = 12
 
 
@@ -30,7 +27,7 @@ def run(setting: Setting) -> Measured:
             {
                 "re-run": lambda: _fabric("sweep", str(file), "--out", str(setting.out)),
                 "help": lambda: _fabric("--help"),
-                "bare python": lambda: timed(lambda: _python("-c", "pass")),
+                "bare python": lambda: timed(lambda: python("-c", "pass")),
             },
             setting.repeats,
         )
@@ -43,16 +40,4 @@ def run(setting: Setting) -> Measured:
 
 def _fabric(*arguments: str) -> float:
     """Seconds that the command line takes, from its start to its end."""
-    return timed(lambda: _python("-c", "from fabric.cli import main; main()", *arguments))
-
-
-def _python(*arguments: str) -> None:
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-P", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return timed(lambda: python("-c", "from fabric.cli import main; main()", *arguments))
