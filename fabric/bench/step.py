@@ -10,7 +10,7 @@ from typing import Any
 
 from fabric.bench.measure import Figure, Measured, Sample, Setting, in_turn
 from fabric.bench.process import Child, call
-from fabric.bench.training import N_FIRST, OURS, THEIRS, Training
+from fabric.bench.training import N_FIRST, OURS, THEIRS, Training, decoder
 from fabric.planning.machine import cpu_count
 
 SIZES = ("128x256", "128x1024", "256x256", "256x1024", "576x256", "576x1024")  # width x tokens of a text
@@ -78,18 +78,10 @@ def sides(size: str, setting: Setting, threads: int) -> dict[str, Training]:
 
 
 def training(size: str, whose: str, precision: str, compiled: bool, threads: int) -> Training:
-    """One side of a size such as 256x1024: heads of 64 (32 up to width 128), SwiGLU of 8/3 of the width."""
+    """One side of a size such as 256x1024."""
     width, seq_len = map(int, size.split("x"))
-    model = {
-        "vocab_size": VOCABULARY,
-        "d_model": width,
-        "n_layers": LAYERS,
-        "max_seq_len": seq_len,
-        "mixer": {"kind": "mha", "n_heads": width // (32 if width <= 128 else 64)},
-        "ffn": {"kind": "swiglu", "d_ff": 64 * round(8 / 3 * width / 64)},
-        "init": {"std": None},  # wide enough that a wrong rotation or norm shows in the loss
-    }
     batch = (QUICK_TOKENS if size == QUICK_SIZE else TOKENS) // seq_len
+    model = decoder(width, LAYERS, seq_len, VOCABULARY)
     return Training(whose, precision, compiled, model, batch, seq_len, threads)
 
 

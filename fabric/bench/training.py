@@ -58,6 +58,19 @@ class Training:
         return (torch.rand(shape, generator=generator) ** 3 * self.model["vocab_size"]).long()
 
 
+def decoder(width: int, n_layers: int, seq_len: int, vocab_size: int) -> dict[str, Any]:
+    """A Llama both sides have: heads of 64 (32 up to width 128), SwiGLU of 8/3 of the width, tied embeddings."""
+    return {
+        "vocab_size": vocab_size,
+        "d_model": width,
+        "n_layers": n_layers,
+        "max_seq_len": seq_len,
+        "mixer": {"kind": "mha", "n_heads": width // (32 if width <= 128 else 64)},
+        "ffn": {"kind": "swiglu", "d_ff": 64 * round(8 / 3 * width / 64)},
+        "init": {"std": None},  # wide enough that a wrong rotation or norm shows in the loss
+    }
+
+
 class Ours:
     """The step of a trial: `fabric.train.step` in a process set up as a trial sets it up."""
 
@@ -174,6 +187,29 @@ def serve(**task: Any) -> Generator[dict[str, Any], Mapping[str, Any], None]:
         for rows_BT1 in batches:
             side.step(rows_BT1)
         request = yield {"seconds": time.perf_counter() - began}
+
+
+def peak_memory(**task: Any) -> dict[str, Any]:
+    """Bytes a side's steps take at most beside what the process held when everything was imported; and the losses.
+
+    Several steps: in the first one the optimizer has no state yet. Raises RuntimeError where the system does not tell.
+    """
+    import torch._dynamo  # noqa: F401 (the optimizers load it when the first one is made)
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    from fabric.train.memory import PeakMemory
+
+    training = Training(**task)
+    peak = PeakMemory("cpu")
+    before = peak.read()
+    side = made(training)
+    losses = [side.step(training.rows_BT1(step))[0] for step in range(N_FIRST)]
+    highest = peak.read()
+    if before is None or highest is None:
+        raise RuntimeError(
+            "this system does not tell a process's peak memory: /proc/self/clear_refs is not writable"
+        )
+    return {"bytes": highest - before, "losses": losses}
 
 
 def matmul_speed(threads: int, size: int, times: int) -> Generator[dict[str, float], Any, None]:
