@@ -31,6 +31,11 @@ def python(*arguments: str, cwd: str | Path | None = None) -> subprocess.Complet
     return done
 
 
+def fabric(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line, as a user starts it."""
+    return python("-c", "from fabric.cli import main; main()", *arguments)
+
+
 def call(function: str, task: Mapping[str, Any], env: Mapping[str, str] | None = None) -> Any:
     """What `function` ("module:name") returns for the keywords `task`, in a process of its own; plain data."""
     with Child(function, task, env) as child:

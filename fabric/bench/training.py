@@ -100,8 +100,8 @@ class Ours:
         )
         process.settle(spec)
         self.model = initial(training).train()
-        optimizer = spec.train.optimizer.build(self.model)
-        self.stepper = Stepper(self.model, optimizer, spec.train, spec.device)
+        self.optimizer = spec.train.optimizer.build(self.model)
+        self.stepper = Stepper(self.model, self.optimizer, spec.train, spec.device)
 
     def step(self, rows_BT1: Tensor) -> tuple[float, float]:
         """Loss in nats a token, and the gradients' norm before clipping."""
