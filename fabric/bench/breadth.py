@@ -20,7 +20,10 @@ LINE = re.compile(r"import time:\s*(\d+) \|\s*(\d+) \| ( *)(\S+)")
 IMPORT, BEYOND_TORCH, HELP, CHECKPOINT = 3.5, 1.5, 0.3, 1.0
 AROUND_A_TRIAL = {
     "ray start": (8.0, "its import included, to a cluster of this machine's own, whose workers still import"),
-    "actor start": (5.0, "from the first trial's hand-over to its call in an actor, its worker's imports included"),
+    "actor start": (
+        5.0,
+        "from the first trial's hand-over to its call in an actor, its worker's imports included",
+    ),
     "first step": (2.0, "from a trial's call in a fresh actor to its first step done and evaluated"),
     "further trial": (0.5, "from a trial's begin to the next one's on a warm actor, its one step left out"),
     "report": (0.05, "from a step's row to the trial going on"),

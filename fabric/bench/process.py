@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+SECONDS_TO_END = 30.0  # for a Ray of its own to be shut down
 _CALLED = "from fabric.bench.process import main; main()"
 
 
@@ -89,7 +91,7 @@ class Child:
         assert self._process.stdout is not None
         self._process.stdin.close()
         try:
-            self._process.wait(5.0)
+            self._process.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -112,6 +114,7 @@ def main() -> None:
     if not isinstance(made, Generator):
         print(json.dumps(made), file=answers, flush=True)
         return
-    print(json.dumps(next(made)), file=answers, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(made.send(json.loads(line))), file=answers, flush=True)
+    with contextlib.closing(made):
+        print(json.dumps(next(made)), file=answers, flush=True)
+        for line in sys.stdin:
+            print(json.dumps(made.send(json.loads(line))), file=answers, flush=True)

@@ -16,8 +16,15 @@ from fabric.bench.asha import agrees, rates
 from fabric.bench.measure import Figure, Measured, Sample, Setting, finish, in_turn, ratio
 
 IN_ONE_PROCESS = ["data"]
-AGAINST_OTHERS = ["step"]  # tested in files of their own
-WITH_RAY = ["asha", "overhead", "stock", "warm"]  # a Ray of their own, some of them several
+AGAINST_OTHERS = ["generate", "memory", "step"]  # tested in files of their own
+WITH_RAY = [
+    "asha",
+    "breadth",
+    "cache",
+    "overhead",
+    "stock",
+    "warm",
+]  # a Ray of their own, some of them several
 
 
 def test_every_bench_has_a_line():
