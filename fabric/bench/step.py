@@ -19,8 +19,12 @@ PRECISIONS = ("fp32", "bf16")
 CHOICES = (QUICK_SIZE, *SIZES, *PRECISIONS, "eager")
 LAYERS, VOCABULARY, TOKENS, QUICK_TOKENS = 4, 4096, 2048, 256
 PROFILED_STEPS = 10
+NAMED_KERNELS = {
+    "TORCHINDUCTOR_CPP_ENABLE_KERNEL_PROFILE": "1"
+}  # else compiled code is one block to the profiler
 MEASURED_SECONDS = 1.0  # of steps in one measurement
 MATMUL, QUICK_MATMUL = 2048, 256
+MATMUL_OF = "square product"
 # A speed of something else is no speed: how far losses and gradient norms of the first steps may lie apart.
 LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
 NORM_TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
@@ -52,7 +56,7 @@ def profile(setting: Setting) -> Measured:
             setting.say(f"{size} {label}")
             name = f"step-{size}-{label.replace(' ', '-')}"
             task = {"folder": str(folder), "name": name, "steps": steps, **side.task()}
-            found = call("fabric.bench.profiling:profiled", task)
+            found = call("fabric.bench.profiling:profiled", task, NAMED_KERNELS)
             tables[f"{size} {label}"] = found["rows"]
             files += found["files"]
     return Measured({}, str(threads), {"profiles": tables, "files": files})
@@ -86,51 +90,54 @@ def training(size: str, whose: str, precision: str, compiled: bool, threads: int
 
 
 def _measure(size: str, setting: Setting, threads: int) -> tuple[dict[str, Figure], dict[str, Any]]:
+    """A size's figures, and how far its sides' first steps lie apart."""
     asked = sides(size, setting, threads)
-    first: dict[str, Mapping[str, list[float]]] = {}
-    steady: dict[str, float] = {}
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="fabric-compiled-") as folder:
-        children = {}
+        children: dict[str, Child] = {}
         for label, side in asked.items():
-            # Compiled code of its own: what one side compiled is no help to another, nor from the last run.
+            # Compiled code of its own: what one side compiled is no help to another, nor what the last run did.
             child = Child("fabric.bench.training:serve", side.task(), _cache(folder, label))
             children[label] = stack.enter_context(child)
-            first[label] = child.first
-            steady[label] = child.ask({"steps": 2})["seconds"] / 2
-            setting.say(
-                f"{size} {label}: first step {child.first['seconds'][0]:.2f} s, then {steady[label]:.3f} s"
-            )
-        apart = agreement(first)
+            apart = agreement({k: c.first for k, c in children.items()})
+            setting.say(f"{size} {label}: ready, its first steps took {sum(child.first['seconds']):.1f} s")
+        steady = {label: child.ask({"steps": 2})["seconds"] / 2 for label, child in children.items()}
+        compiled = [label for label, side in asked.items() if side.compiled]
+        cold = {label: _compile_seconds(children[label].first, steady[label]) for label in compiled}
         warm = {
-            label: _warm(side, _cache(folder, label), steady[label])
-            for label, side in asked.items()
-            if side.compiled and side.whose == OURS
+            label: _warm(asked[label], _cache(folder, label), steady[label])
+            for label in compiled
+            if asked[label].whose == OURS
         }
-        n = {k: 1 if setting.quick else max(1, round(MEASURED_SECONDS / s)) for k, s in steady.items()}
-
-        def speed(label: str) -> float:
-            return n[label] * asked[label].tokens / float(children[label].ask({"steps": n[label]})["seconds"])
-
-        peak_task = {"threads": threads, "size": QUICK_MATMUL if setting.quick else MATMUL, "times": 5}
-        matmul = stack.enter_context(Child("fabric.bench.training:matmul_speed", peak_task))
-        peaks: list[Mapping[str, float]] = []
-        measured = in_turn(
-            {
-                **{label: (lambda label=label: speed(label)) for label in asked},  # type: ignore[misc]
-                "matmul": lambda: peaks.append(matmul.ask()) or 0.0,  # type: ignore[func-returns-value]
-            },
-            setting.repeats,
-        )
-    measured.pop("matmul")
+        measured = _in_turn(asked, children, steady, setting, threads)
     for label, sample in measured.items():
-        setting.say(f"{size} {label}: {sample.median:,.0f} tokens/s")
-    cold = {k: _compile_seconds(first[k], steady[k]) for k, side in asked.items() if side.compiled}
+        setting.say(f"{size} {label}: {sample.median:,.0f} {'tokens' if label in asked else 'GFLOP'}/s")
     found = {
         **_speeds(measured),
-        **_achieved(asked, measured, peaks, of_target=size.startswith(LARGEST)),
+        **_achieved(asked, measured, of_target=size.startswith(LARGEST)),
         **_compiled(cold, warm),
     }
     return {f"{size} {name}": figure for name, figure in found.items()}, apart
+
+
+def _in_turn(
+    asked: Mapping[str, Training],
+    children: Mapping[str, Child],
+    steady: Mapping[str, float],
+    setting: Setting,
+    threads: int,
+) -> dict[str, Sample]:
+    """Tokens a second of every side, and GFLOP/s of a square matrix product in each precision."""
+    n = {k: 1 if setting.quick else max(1, round(MEASURED_SECONDS / s)) for k, s in steady.items()}
+
+    def speed(label: str) -> float:
+        seconds: float = children[label].ask({"steps": n[label]})["seconds"]
+        return n[label] * asked[label].tokens / seconds
+
+    task = {"threads": threads, "size": QUICK_MATMUL if setting.quick else MATMUL, "times": 5}
+    with Child("fabric.bench.training:matmul_speed", task) as matmul:
+        turns = {label: (lambda label=label: speed(label)) for label in asked}
+        turns |= {f"{MATMUL_OF} {p}": (lambda p=p: float(matmul.ask(p))) for p in PRECISIONS}
+        return in_turn(turns, setting.repeats)
 
 
 def _cache(folder: str, label: str) -> dict[str, str]:
@@ -200,7 +207,6 @@ def _over(measured: Mapping[str, Sample], ours: str, theirs: str, target: float)
 def _achieved(
     asked: Mapping[str, Training],
     measured: Mapping[str, Sample],
-    peaks: list[Mapping[str, float]],
     of_target: bool,
 ) -> dict[str, Figure]:
     """The share of this machine's matrix product speed that our fastest step reaches."""
@@ -215,12 +221,12 @@ def _achieved(
         config = ModelConfig.model_validate(asked[best].model)
         flops = 3 * flops_per_token(config, asked[best].seq_len)
         speed = Sample(tuple(v * flops / 1e9 for v in measured[best].values))
-        peak = Sample(tuple(p[precision] for p in peaks))
+        peak = measured[f"{MATMUL_OF} {precision}"]
         share = speed.median / max(peak.values)
         found[f"{precision}: share of the matmul peak"] = Figure(
             share,
             "",
-            {f"{best}, GFLOP/s": speed, "square product, GFLOP/s": peak},
+            {f"{best}, GFLOP/s": speed, f"{MATMUL_OF}, GFLOP/s": peak},
             (">=", OF_PEAK[precision]) if of_target else None,
             f"{speed.median:.0f} of {max(peak.values):.0f} GFLOP/s; norms, softmax and the update not counted as work",
         )

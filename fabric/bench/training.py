@@ -9,7 +9,10 @@ import gc
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from fabric.bench.work import timed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -212,22 +215,17 @@ def peak_memory(**task: Any) -> dict[str, Any]:
     return {"bytes": highest - before, "losses": losses}
 
 
-def matmul_speed(threads: int, size: int, times: int) -> Generator[dict[str, float], Any, None]:
-    """GFLOP/s of square matrix products in both precisions, the best of `times`, as often as asked."""
+def matmul_speed(threads: int, size: int, times: int) -> Generator[float | None, str, None]:
+    """GFLOP/s of a square matrix product in the precision asked for, the best of `times`."""
     import torch
 
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(size, size, generator=generator) for _ in range(2))
     pairs = {"fp32": (a, b), "bf16": (a.bfloat16(), b.bfloat16())}
+    precision = yield None
     while True:
-        best = {}
-        for precision, (left, right) in pairs.items():
-            out = torch.mm(left, right)
-            seconds = []
-            for _ in range(times):
-                began = time.perf_counter()
-                torch.mm(left, right, out=out)
-                seconds.append(time.perf_counter() - began)
-            best[precision] = 2 * size**3 / min(seconds) / 1e9
-        yield best
+        left, right = pairs[precision]
+        out = torch.mm(left, right)
+        seconds = [timed(partial(torch.mm, left, right, out=out)) for _ in range(times)]
+        precision = yield 2 * size**3 / min(seconds) / 1e9

@@ -73,7 +73,7 @@ def test_quick_runs(tmp_path):
         "64x32 fp32: ours over theirs eager",
         "64x32 fp32: share of the matmul peak",
     }
-    assert any("theirs fp32 eager: first step" in line for line in lines)
+    assert any("theirs fp32 eager: ready" in line for line in lines)
     apart = found["apart"]["64x32"]["theirs fp32 eager"]
     assert 0 < apart["loss"] <= 1e-4, "of different programs"
     assert found["versions"]["transformers"]
@@ -108,6 +108,8 @@ def test_a_profile_accounts_for_its_time(tmp_path):
 def test_a_process_answers_and_tells_why_it_failed():
     task = {"threads": 1, "size": 8, "times": 1}
     with Child("fabric.bench.training:matmul_speed", task) as child:
-        assert set(child.first) == set(child.ask()) == {"fp32", "bf16"}
+        assert child.first is None
+        assert child.ask("fp32") > 0
+        assert child.ask("bf16") > 0
     with pytest.raises(RuntimeError, match=r"ended with 1: (?s:.*)negative dimension"):
         call("fabric.bench.training:matmul_speed", {**task, "size": -1})
