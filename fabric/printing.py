@@ -219,7 +219,7 @@ def print_findings(found: list[Finding]) -> None:
 
 def print_bench(found: Mapping[str, Any]) -> None:
     """A bench's figures with their targets, each side's median and spread, and where they were measured."""
-    console = PipedConsole()
+    console = PipedConsole(width=None if sys.stdout.isatty() else 200)
     console.print(f"[bold]{found['bench']}[/bold]: {found['about']}")
     if found["quick"]:
         console.print("[yellow]quick: the smallest size, the figures say nothing[/yellow]")

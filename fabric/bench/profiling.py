@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,10 @@ def _table(profiler: Any, steps: int) -> list[dict[str, Any]]:
 
 def _stacks(events: Any) -> Iterator[tuple[tuple[str, ...], float]]:
     """Each event's names from the outermost on, with the microseconds it took itself."""
-    waiting: list[tuple[tuple[str, ...], Any]] = [((e.name,), e) for e in events if e.cpu_parent is None]
+    waiting: deque[tuple[tuple[str, ...], Any]] = deque(
+        ((e.name,), e) for e in events if e.cpu_parent is None
+    )
     while waiting:
-        names, event = waiting.pop()
+        names, event = waiting.popleft()  # in order of time: so they stand in the picture
         yield names, max(0.0, event.self_cpu_time_total)
         waiting += [((*names, child.name), child) for child in event.cpu_children]
