@@ -75,7 +75,7 @@ def test_quick_runs(tmp_path):
     }
     assert any("theirs fp32 eager: ready" in line for line in lines)
     apart = found["apart"]["64x32"]["theirs fp32 eager"]
-    assert 0 < apart["loss"] <= 1e-4, "of different programs"
+    assert 0 < apart["loss"] + apart["norm"] < 1e-3, "different programs, the same numbers"
     assert found["versions"]["transformers"]
 
 
