@@ -267,6 +267,12 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each side.")] = 5,
     out: Out = RUNS,
     quick: Annotated[bool, typer.Option("--quick", help="The smallest size: does it work at all?")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="A part, such as 256x1024 or eager (may be repeated).")
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Where the time goes: tables and flame graphs below --out.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Measure a claim of the README on this machine, as a ratio in one run."""
@@ -278,7 +284,15 @@ def bench(
         listed = benches()
         print_json(listed) if json else typer.echo("\n".join(f"{k:12} {v}" for k, v in listed.items()))
         return
-    found = measure(name, repeats=repeats, out=out, quick=quick)
+    found = measure(
+        name,
+        repeats=repeats,
+        out=out,
+        quick=quick,
+        only=only or (),
+        profile=profile,
+        progress=lambda line: typer.echo(line, err=True),
+    )
     print_json(found) if json else print_bench(found)
 
 

@@ -219,7 +219,7 @@ def print_findings(found: list[Finding]) -> None:
 
 def print_bench(found: Mapping[str, Any]) -> None:
     """A bench's figures with their targets, each side's median and spread, and where they were measured."""
-    console = PipedConsole()
+    console = PipedConsole(width=None if sys.stdout.isatty() else 200)
     console.print(f"[bold]{found['bench']}[/bold]: {found['about']}")
     if found["quick"]:
         console.print("[yellow]quick: the smallest size, the figures say nothing[/yellow]")
@@ -231,12 +231,18 @@ def print_bench(found: Mapping[str, Any]) -> None:
             spread = [f"{side[k]:.4g}" for k in ("median", "min", "max")]
             table.add_row(*head, label, *spread, str(side["n"]))
             head = [""] * len(head)
-    console.print(table)
+    if found["figures"]:
+        console.print(table)
     for name, figure in found["figures"].items():
         if "note" in figure:
             console.print(f"{name}: {figure['note']}")
-    for row in found.get("profile", [])[:10]:
-        console.print(f"  {row['self_ms']:8.2f} ms {row['calls']:6.0f} calls  {row['operator']}")
+    for label, rows in found.get("profiles", {}).items():
+        console.print(f"[bold]{label}[/bold], self time a step")
+        for row in rows:
+            cost = f"{row['self_ms']:9.2f} ms {row['share']:6.1%} {row['calls']:6.0f} calls"
+            console.print(f"  {cost}  {row['operator']}", highlight=False, markup=False)
+    for path in found.get("files", []):
+        console.print(path, highlight=False, markup=False, soft_wrap=True)
     machine = found["machine"]
     where = f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB"
     console.print(f"{where}; threads: {found['threads']}; {found['versions']}", highlight=False)

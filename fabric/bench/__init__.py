@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,11 +28,21 @@ def benches() -> dict[str, str]:
     return {name: (module.__doc__ or "").split("\n")[0] for name, module in _modules().items()}
 
 
-def bench(name: str, repeats: int = 5, out: str | Path = "runs", quick: bool = False) -> dict[str, Any]:
+def bench(
+    name: str,
+    repeats: int = 5,
+    out: str | Path = "runs",
+    quick: bool = False,
+    only: Sequence[str] = (),
+    profile: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     """Measure `name`, each side `repeats` times in turn; plain data, ready for JSON.
 
-    `quick` takes the smallest size that still measures something: for tests, not for a README. Records go below
-    `out` and are removed afterwards; token caches stay there. Raises ValueError for an unknown name.
+    `quick` takes the smallest size that still measures something: for tests, not for a README. `only` names parts of
+    a bench that has some (sizes, precisions); `profile` says where the time goes instead of how much it is;
+    `progress` is called with a line now and then. Records go below `out` and are removed afterwards; token caches
+    and profiles stay there. Raises ValueError for an unknown name or part.
     """
     modules = _modules()
     if name not in modules:
@@ -40,5 +51,24 @@ def bench(name: str, repeats: int = 5, out: str | Path = "runs", quick: bool = F
         raise ValueError(f"no bench is named {name!r}; {hint}there are {', '.join(modules)}")
     if repeats < 1:
         raise ValueError(f"repeats={repeats} must be at least 1")
-    setting = Setting(repeats, Path(out).expanduser().resolve(), quick)
-    return finish(name, benches()[name], setting, modules[name].run(setting))
+    module = modules[name]
+    _check_parts(name, only, getattr(module, "CHOICES", ()))
+    setting = Setting(
+        repeats, Path(out).expanduser().resolve(), quick, tuple(only), progress or (lambda _line: None)
+    )
+    if not profile:
+        return finish(name, benches()[name], setting, module.run(setting))
+    if not hasattr(module, "profile"):
+        able = ", ".join(k for k, m in modules.items() if hasattr(m, "profile"))
+        raise ValueError(f"bench {name} has no profile; these have one: {able}")
+    return finish(name, benches()[name], setting, module.profile(setting))
+
+
+def _check_parts(name: str, only: Sequence[str], choices: Sequence[str]) -> None:
+    for part in only:
+        if not choices:
+            raise ValueError(f"bench {name} is measured whole; leave out only={part!r}")
+        if part not in choices:
+            close = nearest(part, list(choices))
+            hint = f"did you mean {close!r}? " if close else ""
+            raise ValueError(f"bench {name} has no part {part!r}; {hint}there are {', '.join(choices)}")

@@ -11,17 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "ray", "numpy")
+PACKAGES = ("torch", "ray", "numpy", "transformers", "datasets", "tokenizers")
 _HOLDS = {"<=": operator.le, ">=": operator.ge}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How often each side is measured, where records go, and whether the smallest size is asked for."""
+    """How often each side is measured, where records go, whether the smallest size is asked for, which parts, and
+    who is told how far it is.
+    """
 
     repeats: int
     out: Path
     quick: bool = False
+    only: tuple[str, ...] = ()
+    say: Callable[[str], None] = lambda _line: None
 
 
 @dataclass(frozen=True)

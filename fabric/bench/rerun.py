@@ -1,23 +1,20 @@
-"""A re-run of a finished sweep, and `fabric --help`, each in a process of its own."""
+"""A re-run of a finished sweep, in a process of its own."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from fabric.bench.measure import Figure, Measured, Setting, in_turn
+from fabric.bench.process import fabric, python
 from fabric.bench.work import job, scratch, seeds_of_one_arm, timed
 
-ROOT = Path(__file__).resolve().parents[2]
 N_TRIALS = 12
 
 
 def run(setting: Setting) -> Measured:
-    """The job's trials are trained first, inline; a bare interpreter is measured beside both."""
+    """The job's trials are trained first, inline; a bare interpreter is measured beside it."""
     from fabric.sweeping import sweep
 
     n = 2 if setting.quick else N_TRIALS
@@ -28,31 +25,10 @@ def run(setting: Setting) -> Measured:
         file.write_text(json.dumps(body))  # JSON is YAML
         sides = in_turn(
             {
-                "re-run": lambda: _fabric("sweep", str(file), "--out", str(setting.out)),
-                "help": lambda: _fabric("--help"),
-                "bare python": lambda: timed(lambda: _python("-c", "pass")),
+                "re-run": lambda: timed(lambda: fabric("sweep", str(file), "--out", str(setting.out))),
+                "bare python": lambda: timed(lambda: python("-c", "pass")),
             },
             setting.repeats,
         )
-    figures = {
-        name: Figure(sides[name].median, "s", {k: sides[k] for k in (name, "bare python")}, ("<=", limit))
-        for name, limit in (("re-run", 10.0), ("help", 0.3))
-    }
+    figures = {"re-run": Figure(sides["re-run"].median, "s", sides, ("<=", 10.0))}
     return Measured(figures, "1", {"n_trials": n})
-
-
-def _fabric(*arguments: str) -> float:
-    """Seconds that the command line takes, from its start to its end."""
-    return timed(lambda: _python("-c", "from fabric.cli import main; main()", *arguments))
-
-
-def _python(*arguments: str) -> None:
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-P", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr[-2000:]}")

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from fabric.bench.measure import Figure, Measured, Setting, in_turn
+from fabric.bench.process import python
 from fabric.bench.work import job, prepared_spec, scratch, seeds_of_one_arm, timed
 
-ROOT = Path(__file__).resolve().parents[2]
 N_TRIALS, QUICK_TRIALS, STEPS = 12, 2, 8
 
 
@@ -56,16 +52,6 @@ def run(setting: Setting) -> Measured:
 
 def _process(module: str, *arguments: str) -> float:
     """Seconds of a Python process that calls a module's `main`."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment: dict[str, Any] = {**os.environ, "PYTHONPATH": path}
-    command = [sys.executable, "-P", "-c", f"from {module} import main; main()", *arguments]
-    ended: list[subprocess.CompletedProcess[str]] = []
+    code = f"from {module} import main; main()"
     with tempfile.TemporaryDirectory() as folder:
-        seconds = timed(
-            lambda: ended.append(
-                subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
-            )
-        )
-    if ended[0].returncode:
-        raise RuntimeError(f"{module} ended with {ended[0].returncode}: {ended[0].stderr[-3000:]}")
-    return seconds
+        return timed(lambda: python("-c", code, *arguments, cwd=folder))

@@ -25,8 +25,6 @@ def fabric_trial(config: dict[str, Any]) -> None:
 
     Tune stops it by raising SystemExit inside `tune.report`; everything final is on disk before that.
     """
-    from ray import tune
-
     # Also where the cluster's environment was not ours to set: a slow end must not cost the next trial its actor.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
     task = config["task"]
@@ -37,11 +35,15 @@ def fabric_trial(config: dict[str, Any]) -> None:
         )
     os.environ["RAYON_NUM_THREADS"] = str(task["threads"])
 
-    def report(row: Mapping[str, Any]) -> Directive:
-        tune.report({k: v for k, v in row.items() if isinstance(v, int | float | str) or v is None})
-        return Continue()
+    perform(task, report_to_tune)
 
-    perform(task, report)
+
+def report_to_tune(row: Mapping[str, Any]) -> Directive:
+    """A row's plain values to Tune, which ends the trial from in here when it is to stop."""
+    from ray import tune
+
+    tune.report({k: v for k, v in row.items() if isinstance(v, int | float | str) or v is None})
+    return Continue()
 
 
 def perform(task: Mapping[str, Any], report: Any) -> None:

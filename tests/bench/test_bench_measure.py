@@ -15,13 +15,21 @@ from fabric.bench import bench, benches
 from fabric.bench.asha import agrees, rates
 from fabric.bench.measure import Figure, Measured, Sample, Setting, finish, in_turn, ratio
 
-IN_ONE_PROCESS = ["data", "step"]
-WITH_RAY = ["asha", "overhead", "stock", "warm"]  # a Ray of their own, some of them several
+IN_ONE_PROCESS = ["data"]
+AGAINST_OTHERS = ["generate", "memory", "step"]  # tested in files of their own
+WITH_RAY = [
+    "asha",
+    "breadth",
+    "cache",
+    "overhead",
+    "stock",
+    "warm",
+]  # a Ray of their own, some of them several
 
 
 def test_every_bench_has_a_line():
     found = benches()
-    assert {*IN_ONE_PROCESS, *WITH_RAY, "rerun"} == set(found)
+    assert {*IN_ONE_PROCESS, *AGAINST_OTHERS, *WITH_RAY, "rerun"} == set(found)
     assert all(about.endswith(".") and len(about) < 120 for about in found.values())
 
 
