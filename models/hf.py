@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import models.hf_native  # noqa: F401 (registers our own class with transformers)
 from models.config import ModelConfig
 from models.decoder import CausalLM, uninitialised
 
