@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import models.hf_native  # noqa: F401 (registers our own class with transformers)
 from models.config import ModelConfig
 from models.decoder import CausalLM, uninitialised
+from models.hf_native import FabricForCausalLM  # registers our own class with transformers
 
 _LAYER_NAMES = {
     "mixer.q": "self_attn.q_proj",
@@ -66,6 +66,8 @@ def from_hf(hf_model: Any) -> CausalLM:
     Raises ValueError for other architectures, and for settings that ours does not have, each named.
     """
     name = type(hf_model).__name__
+    if isinstance(hf_model, FabricForCausalLM):
+        return hf_model.model
     family = next((f for f in _FAMILIES if f.model_class == name), None)
     if family is None:
         raise ValueError(f"{name} cannot be converted; these can: {_convertible()}")
