@@ -80,7 +80,7 @@ def export(target: str | Path, out: str | Path) -> Path:
     folder. Raises ValueError for a target that is no trained model, or when `out` is no folder.
     """
     from fabric.model_card import model_card
-    from models.hf_native import to_transformers
+    from models.hf import to_transformers
 
     folder = Path(out).expanduser()
     taken = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)

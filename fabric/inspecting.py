@@ -29,7 +29,8 @@ def list_parts() -> dict[str, list[tuple[str, str]]]:
     found["preset"] = [
         (
             name,
-            f"{human_count(n_params(c))} parameters, {c.n_layers} layers of {c.mixer.kind}, width {c.d_model}",
+            f"{human_count(n_params(c))} parameters, {c.n_layers} layers of "
+            f"{' and '.join(dict.fromkeys(m.kind for m in c.mixers))}, width {c.d_model}",
         )
         for name, c in presets.items()
     ]

@@ -63,7 +63,7 @@ def load_trained(target: str | Path) -> Trained:
 
 def _load_foreign(path: Path) -> Trained:
     from fabric.data.tokenizer import tokenizer_from_json
-    from models.hf_files import read_pretrained, read_tokenizer
+    from models.hf.files import read_pretrained, read_tokenizer
 
     model = read_pretrained(path)
     theirs = read_tokenizer(path)

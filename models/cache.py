@@ -77,17 +77,15 @@ class Cache:
             raise ValueError(f"cache capacity {capacity} is outside 1 … max_seq_len={config.max_seq_len}")
         self.config, self.batch_size, self.capacity, self.n_tokens = config, batch_size, capacity, 0
         self.key_mask_BS: Tensor | None = None
-        mixer = config.mixer
-        n_slots = mixer.n_slots(capacity)
         self.layers = [
             LayerState(
                 [
-                    torch.zeros(batch_size, n_slots, *shape, dtype=dtype, device=device)
+                    torch.zeros(batch_size, mixer.n_slots(capacity), *shape, dtype=dtype, device=device)
                     for shape in mixer.state_shapes(config.d_model)
                 ],
                 mixer.window,
             )
-            for _ in range(config.n_layers)
+            for mixer in config.mixers
         ]
 
     def nbytes(self) -> int:

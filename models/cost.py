@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from models.config import ModelConfig
 from models.residual import norms_per_sublayer
 
@@ -11,11 +13,12 @@ TOKEN_ID_BYTES = 8
 def n_params(config: ModelConfig) -> int:
     """Parameters, each once: a tied output matrix is the embedding."""
     D = config.d_model
-    layer = config.mixer.n_params(D) + config.ffn.n_params(D)
+    layer = config.ffn.n_params(D)
     layer += 2 * norms_per_sublayer(config.norm_placement) * config.norm.n_params(D)
+    mixers = sum(mixer.n_params(D) * n for mixer, n in Counter(config.mixers).items())
     embeddings = config.vocab_size * D * (1 if config.tie_embeddings else 2)
     final = 0 if config.norm_placement == "postln" else config.norm.n_params(D)
-    return embeddings + config.n_layers * layer + final
+    return embeddings + mixers + config.n_layers * layer + final
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:
@@ -25,13 +28,17 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     A multiply-add is 2; attention counts visible pairs only; norms, activations and the softmax are left out.
     """
     D = config.d_model
-    layer = config.mixer.flops_per_token(D, seq_len) + config.ffn.flops_per_token(D)
-    return config.n_layers * layer + 2 * D * config.vocab_size
+    ffn = config.ffn.flops_per_token(D)
+    layers = sum(n * (mixer.flops_per_token(D, seq_len) + ffn) for mixer, n in Counter(config.mixers).items())
+    return layers + 2 * D * config.vocab_size
 
 
 def state_bytes(config: ModelConfig, seq_len: int, dtype_bytes: int = 2) -> int:
     """Bytes all layers remember of one text of `seq_len` tokens while decoding (the key/value cache)."""
-    return config.n_layers * config.mixer.state_bytes(config.d_model, seq_len, dtype_bytes)
+    return sum(
+        n * mixer.state_bytes(config.d_model, seq_len, dtype_bytes)
+        for mixer, n in Counter(config.mixers).items()
+    )
 
 
 def saved_bytes(config: ModelConfig, batch: int, seq_len: int, dtype_bytes: int = 4) -> int:
@@ -44,12 +51,13 @@ def saved_bytes(config: ModelConfig, batch: int, seq_len: int, dtype_bytes: int 
     # Each sublayer keeps the input of its products and of its norms, and the norms' statistics.
     n_norms = norms_per_sublayer(config.norm_placement)
     sublayer = (1 + n_norms) * D + n_norms * norm
-    layer = 2 * sublayer + config.mixer.saved_elements(D) + config.ffn.saved_elements(D)
+    layer = 2 * sublayer + config.ffn.saved_elements(D)
+    mixers = sum(mixer.saved_elements(D) * n for mixer, n in Counter(config.mixers).items())
     final = 0 if config.norm_placement == "postln" else D + norm
-    per_token = (config.n_layers * layer + final + D) * dtype_bytes + TOKEN_ID_BYTES
-    window = config.mixer.window
-    mask = seq_len**2 * dtype_bytes if window is not None and window < seq_len else 0
-    return batch * seq_len * per_token + mask
+    per_token = (config.n_layers * layer + mixers + final + D) * dtype_bytes + TOKEN_ID_BYTES
+    # Layers with equal windows share a mask.
+    windows = {m.window for m in config.mixers if m.window is not None and m.window < seq_len}
+    return batch * seq_len * per_token + len(windows) * seq_len**2 * dtype_bytes
 
 
 def transient_bytes(

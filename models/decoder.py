@@ -44,15 +44,16 @@ class CausalLM(nn.Module):
             )
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(Block(config, mixer) for mixer in config.mixers)
         self.final_norm = None if config.norm_placement == "postln" else config.norm.build(config.d_model)
         self.lm_head = (
             None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
         )
-        width = config.mixer.rotated_width(config.d_model)
-        self.rope = (
-            RotaryTable(width, config.mixer.rope_theta, config.max_seq_len) if width else None  # type: ignore[attr-defined]
-        )
+        rotaries = [mixer.rotary(config.d_model) for mixer in config.mixers]
+        distinct = list(dict.fromkeys(r for r in rotaries if r is not None))
+        self.ropes = nn.ModuleList(RotaryTable(rotary, config.max_seq_len) for rotary in distinct)
+        # The table of every layer, by its place; None: no rotation.
+        self.rope_of = [None if r is None else distinct.index(r) for r in rotaries]
 
     @property
     def lm_head_weight(self) -> Tensor:
@@ -118,31 +119,35 @@ class CausalLM(nn.Module):
                 )
         else:
             key_mask = cache.admit(B, T, attention_mask_BT)
-        step = self._step(start, T, key_mask, attentions, remembers=cache is not None)
+        steps = self._steps(start, T, key_mask, attentions, remembers=cache is not None)
         x_BTD = self.embed(input_ids_BT)
         for i, layer in enumerate(self.layers):
             if states is not None:
                 states.append(x_BTD)
-            x_BTD = layer(x_BTD, step, None if cache is None else cache.layers[i])
+            x_BTD = layer(x_BTD, steps[self.rope_of[i]], None if cache is None else cache.layers[i])
         if cache is not None:
             cache.n_tokens, cache.key_mask_BS = start + T, key_mask
         return x_BTD if self.final_norm is None else self.final_norm(x_BTD)
 
-    def _step(
+    def _steps(
         self, start: int, n: int, key_mask_BS: Tensor | None, attentions: list[Tensor] | None, remembers: bool
-    ) -> Step:
-        step = Step(start=start, key_mask_BS=key_mask_BS, attentions=attentions)
-        if self.rope is None:
-            return step
-        if key_mask_BS is None:
-            step.rotation = self.rope.at(start, n)
-            step.all_rotation = self.rope.at(0, start + n) if remembers else None
-            return step
-        # The first token of a text stands at 0 however much padding is left of it.
-        positions_BS = (key_mask_BS.long().cumsum(-1) - 1).clamp_min(0)
-        step.rotation = self.rope.at_positions(positions_BS[:, start:])
-        step.all_rotation = self.rope.at_positions(positions_BS) if remembers else None
-        return step
+    ) -> dict[int | None, Step]:
+        """What to tell the layers of every table (None: those without one)."""
+        steps: dict[int | None, Step] = {None: Step(start, None, None, key_mask_BS, attentions)}
+        positions_BS = None
+        if key_mask_BS is not None and len(self.ropes):
+            # The first token of a text stands at 0 however much padding is left of it.
+            positions_BS = (key_mask_BS.long().cumsum(-1) - 1).clamp_min(0)
+        for i, rope in enumerate(self.ropes):
+            assert isinstance(rope, RotaryTable)
+            if positions_BS is None:
+                rotation = rope.at(start, n)
+                all_rotation = rope.at(0, start + n) if remembers else None
+            else:
+                rotation = rope.at_positions(positions_BS[:, start:])
+                all_rotation = rope.at_positions(positions_BS) if remembers else None
+            steps[i] = Step(start, rotation, all_rotation, key_mask_BS, attentions)
+        return steps
 
 
 def build(config: ModelConfig, seed: int = 0, device: torch.device | str | None = None) -> CausalLM:
@@ -164,8 +169,9 @@ def uninitialised(config: ModelConfig, device: torch.device | str | None = None)
     device = torch.device(device or "cpu")
     if device.type != "meta":
         model.to_empty(device=device)
-        if model.rope is not None:
-            model.rope.fill()
+        for rope in model.ropes:
+            assert isinstance(rope, RotaryTable)
+            rope.fill()
     return model
 
 

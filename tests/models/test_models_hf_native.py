@@ -13,7 +13,7 @@ from models import build
 from models.cache import Cache
 
 transformers = pytest.importorskip("transformers")
-from models.hf_native import FabricCache, FabricConfig, FabricForCausalLM  # noqa: E402 (needs transformers)
+from models.hf.native import FabricCache, FabricConfig, FabricForCausalLM  # noqa: E402 (needs transformers)
 
 ROOT = Path(__file__).resolve().parents[2]
 GELU, LAYERNORM = {"kind": "gelu", "d_ff": 48}, {"kind": "layernorm"}
@@ -91,7 +91,7 @@ def test_beams_sampling_and_speculation_agree_with_decoding_without_a_cache(name
 
 @torch.no_grad()
 def test_pieces_through_the_cache_are_the_whole_text_and_it_grows(monkeypatch):
-    monkeypatch.setattr("models.hf_native.LEAST_ROOM", 4)
+    monkeypatch.setattr("models.hf.native.LEAST_ROOM", 4)
     model, ids = wrapped("gqa"), ids_of(2, 40)
     whole, cache, start = model(ids, use_cache=False), None, 0
     assert whole.past_key_values is None
@@ -164,7 +164,7 @@ def test_what_it_cannot_do_is_said():
 def test_importing_hf_registers_it_and_training_does_not_import_hf():
     code = (
         "import sys, fabric.runtime.worker, models.decoder\n"
-        "assert 'models.hf_native' not in sys.modules and 'transformers' not in sys.modules\n"
+        "assert 'models.hf.native' not in sys.modules and 'transformers' not in sys.modules\n"
         "import models.hf, transformers\n"
         "print(type(transformers.AutoConfig.for_model('fabric', model=None)).__name__)"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def read_pretrained(source: Path | str) -> CausalLM:
         hf_model, report = AutoModelForCausalLM.from_pretrained(
             where, dtype=torch.float32, output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, struct.error) as error:
         raise ValueError(f"{source} cannot be read: {_first_line(error)}{_advice(source)}") from None
     missing = sorted(report["missing_keys"]) or sorted(map(str, report["mismatched_keys"]))
     if missing:

@@ -263,15 +263,5 @@ def _padding(mask: Tensor | None, cache: Cache | None) -> Tensor | None:
     return mask if padded_before or not bool(mask.all()) else None
 
 
-def to_transformers(model: CausalLM) -> PreTrainedModel:
-    """A model of ours as a transformers model: of its own class where there is one (copied), else of ours."""
-    from models.hf import to_hf
-
-    try:
-        return to_hf(model)
-    except ValueError:
-        return FabricForCausalLM.wrap(model)
-
-
 AutoConfig.register(FabricConfig.model_type, FabricConfig, exist_ok=True)
 AutoModelForCausalLM.register(FabricConfig, FabricForCausalLM, exist_ok=True)
