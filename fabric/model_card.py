@@ -15,15 +15,15 @@ from models import n_params
 QUALITY = ("val_loss", "val_bits_per_byte", "test_loss", "recall_accuracy", "minimal_pairs_accuracy")
 
 
-def model_card(trained: Trained, hf_class: str, generated: str) -> str:
-    """Markdown with the front matter of Hugging Face's cards; `generated` is the class's kind of loading."""
+def model_card(trained: Trained, hf_class: str, model_type: str) -> str:
+    """Markdown with the front matter of Hugging Face's cards; `model_type` is its config's."""
     trial = trained.trial
     lines = [*_front_matter(trained), "", f"# {_title(trained)}", "", *_about(trained, hf_class)]
     if trial is not None:
         metrics = _metrics(trial.record)
         lines += ["", "## Training", "", *_training(trial), "", "## Metrics", "", *_table(metrics)]
         lines += ["", "## Limits", "", *_limits(trained, metrics)]
-    lines += ["", "## Use", "", *_use(generated)]
+    lines += ["", "## Use", "", *_use(trained, model_type)]
     return "\n".join(lines) + "\n"
 
 
@@ -129,10 +129,13 @@ def _limits(trained: Trained, metrics: Mapping[str, float]) -> list[str]:
     return lines
 
 
-def _use(generated: str) -> list[str]:
+def _use(trained: Trained, model_type: str) -> list[str]:
     ours = (
-        ["import models.hf  # of experiment-fabric: registers the class", ""] if generated == "fabric" else []
+        ["import models.hf  # of experiment-fabric: registers the class", ""]
+        if model_type == "fabric"
+        else []
     )
+    n_new = min(64, trained.model.config.max_seq_len // 2)
     return [
         "```python",
         *ours,
@@ -141,6 +144,6 @@ def _use(generated: str) -> list[str]:
         'model = AutoModelForCausalLM.from_pretrained("PATH")',
         'tokenizer = AutoTokenizer.from_pretrained("PATH")',
         'ids = tokenizer("The", return_tensors="pt")',
-        "print(tokenizer.decode(model.generate(**ids, max_new_tokens=64)[0]))",
+        f"print(tokenizer.decode(model.generate(**ids, max_new_tokens={n_new})[0]))",
         "```",
     ]

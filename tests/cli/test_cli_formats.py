@@ -6,31 +6,32 @@ import json
 
 import pytest
 import yaml
+from cli_kit import write_job
 
-from fabric.planning.trial import TrialSpec
+import fabric
 from fabric.trained import load_trained
 
-CLASSES = {"pre": "LlamaForCausalLM", "sandwich": "FabricForCausalLM"}
+ARMS = {"llama": "LlamaForCausalLM", "own": "FabricForCausalLM"}
+OWN = "{model.mixer: {kind: mla_simple, n_heads: 4, latent_dim: 16, window: 12}, model.norm_placement: sandwich}"
 
 
-def trial_of(root, placement):
-    for trial in sorted((root / "trials").iterdir()):
-        if (
-            TrialSpec.model_validate_json((trial / "trial.json").read_text()).model.norm_placement
-            == placement
-        ):
-            return trial
-    raise AssertionError(f"no trial with norm_placement {placement}")
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory):
+    """By arm, a trial's folder: one that transformers has a class for, and one that it lacks."""
+    folder = tmp_path_factory.mktemp("formats")
+    axis = f"search.axes=[{{arms: [{{name: llama}}, {{name: own, set: {OWN}}}]}}]"
+    end = fabric.sweep(
+        write_job(folder), overrides=[axis, "search.seeds=1"], out=folder / "runs", runner="inline"
+    )
+    rows = fabric.plan(folder / "job.yaml", overrides=[axis, "search.seeds=1"], out=folder / "runs").trials
+    return {row.arm: end.root / "trials" / row.id for row in rows}
 
 
-@pytest.fixture(scope="module", params=list(CLASSES))
-def exported(request, swept, tmp_path_factory):
-    """A trial, its folder as exported, and the class it must have."""
-    import fabric
-
-    trial = trial_of(swept.root, request.param)
-    folder = fabric.export(trial, tmp_path_factory.mktemp("exported") / "model")
-    return trial, folder, CLASSES[request.param]
+@pytest.fixture(scope="module", params=list(ARMS))
+def exported(request, trials, tmp_path_factory):
+    """A trial, its folder as exported, and its arm."""
+    folder = fabric.export(trials[request.param], tmp_path_factory.mktemp("exported") / "model")
+    return trials[request.param], folder, request.param
 
 
 def test_every_trial_exports_and_transformers_writes_the_same_text(cli, exported):
@@ -38,9 +39,9 @@ def test_every_trial_exports_and_transformers_writes_the_same_text(cli, exported
 
     import models.hf  # noqa: F401 (registers our class)
 
-    trial, folder, expected = exported
+    trial, folder, arm = exported
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    assert type(model).__name__ == expected
+    assert type(model).__name__ == ARMS[arm]
     assert {p.name for p in folder.iterdir()} == {
         "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
         "tokenizer_config.json",
@@ -59,35 +60,33 @@ def test_every_trial_exports_and_transformers_writes_the_same_text(cli, exported
 
 
 def test_an_exported_folder_exports_again_to_the_same_model(cli, exported, tmp_path):
-    _, folder, expected = exported
+    _, folder, arm = exported
     cli("export", folder, "--out", tmp_path / "again")
     again = tmp_path / "again"
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     one, other = (json.loads((f / "tokenizer.json").read_text()) for f in (again, folder))
     assert one["model"] == other["model"]
     assert one["added_tokens"] == other["added_tokens"]
-    assert expected in (again / "README.md").read_text()
+    assert ARMS[arm] in (again / "README.md").read_text()
 
 
-def test_the_card_says_what_is_known_and_what_is_not(exported, swept):
-    trial, folder, expected = exported
+def test_the_card_says_what_is_known_and_what_is_not(exported):
+    trial, folder, arm = exported
     card = (folder / "README.md").read_text()
     _, front, body = card.split("---\n", 2)
     assert yaml.safe_load(front) == {
         "license": "unknown", "library_name": "transformers", "pipeline_tag": "text-generation",
-        "tags": ["experiment-fabric", "causal-lm", "gqa"],
+        "tags": ["experiment-fabric", "causal-lm", "gqa" if arm == "llama" else "mla_simple"],
     }  # fmt: skip
     trained = load_trained(trial)
-    placement = trained.model.config.norm_placement
-    spec = trained.trial.spec
     for words in (
         f"# tiny / {trial.name}",
-        f"arm: norm_placement={placement}",
-        f"class: `{expected}`",
+        f"arm: {arm}",
+        f"class: `{ARMS[arm]}`",
         "data: files",
         "licence: not known here",
         "tokens: 4,096 in 16 steps of 8 texts",
-        f"seed: {spec.seed}",
+        "seed: 0",
         "at most 64 tokens",
         "| unit |",
         "nats/token",
@@ -97,7 +96,7 @@ def test_the_card_says_what_is_known_and_what_is_not(exported, swept):
     assert f"| val_loss | {final['val_loss']:.6g} | nats/token |" in body
     assert "| test_loss |" in body
     assert "Not measured: recall_accuracy" in body
-    assert ("import models.hf" in body) == (expected == "FabricForCausalLM")
+    assert ("import models.hf" in body) == (arm == "own")
     code = body.split("```python\n")[1].split("```")[0].replace("PATH", str(folder))
     exec(code, {})
 

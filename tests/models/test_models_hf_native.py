@@ -142,7 +142,7 @@ def test_a_model_from_its_config_alone_has_our_initial_values():
     assert float(model.model.embed.weight.detach().std()) == pytest.approx(0.2, rel=0.1)
     assert float(model.model.layers[1].ffn.down.weight.detach().std()) == pytest.approx(0.1, rel=0.1)
     assert torch.equal(model.model.final_norm.weight, torch.ones(32))
-    assert torch.equal(model.model.rope.cos, build(CONFIGS["mla"]).rope.cos)
+    assert torch.equal(model.model.ropes[0].cos, build(CONFIGS["mla"]).ropes[0].cos)
 
 
 def test_what_it_cannot_do_is_said():
