@@ -33,6 +33,9 @@ def read_pretrained(source: Path | str) -> CausalLM:
             f"{source} does not hold all weights its config.json asks for: {', '.join(missing[:3])} "
             f"({len(missing)} in all) are missing or of another shape; fetch it again, complete"
         )
+    if "gguf_file" in options:  # its tensors are dequantised by now; what it says of itself is no setting
+        for name in ("quantization_config", "_model_name_or_path"):
+            hf_model.config.__dict__.pop(name, None)
     try:
         return from_hf(hf_model)
     except ValueError as error:
