@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 import yaml
 from cli_kit import write_job
 
@@ -110,3 +111,64 @@ def test_a_folder_that_is_no_whole_model_is_an_error(cli, exported, tmp_path):
     cli("export", tmp_path / "x.gguf", "--out", tmp_path / "o", code=2)
     assert f"error: {tmp_path}/x.gguf cannot be read: " in cli.err
     assert not (tmp_path / "o").exists()
+
+
+ROWS = [
+    {"text": "the cat sat on", "choices": [" a mat", " xylophones", " her home"], "gold": 0},
+    {"text": "and her dog saw", "choices": [" the cat", " 99!", " run and"], "gold": 0},
+    {"text": "a", "choices": [" mat.", " the dog run home and saw a mat", " zz"], "gold": 2},
+]
+
+
+def local_task(folder):
+    """A multiple-choice task of lm-evaluation-harness over a local file."""
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    return {
+        "task": "local_choice",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{text}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{gold}}",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}],
+    }
+
+
+def log_likelihood(trained, text, continuation):
+    """Of the continuation's tokens, and whether greedy decoding writes them; text and continuation encoded as one."""
+    n_text = len(trained.tokenizer.encode(text))
+    ids = torch.tensor([trained.tokenizer.encode(text + continuation)])
+    with torch.inference_mode():
+        logits = trained.model(ids).logits[0, n_text - 1 : -1].float()
+    wanted = ids[0, n_text:]
+    scores = logits.log_softmax(-1)[torch.arange(len(wanted)), wanted]
+    return float(scores.sum()), bool((logits.argmax(-1) == wanted).all())
+
+
+def test_lm_evaluation_harness_reads_the_folder_and_finds_our_likelihoods(exported, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (the extra eval)")
+    import models.hf  # noqa: F401 (registers our class)
+
+    trial, folder, _ = exported
+    found = lm_eval.simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(folder), "dtype": "float32"},
+        tasks=[local_task(tmp_path)],
+        batch_size=2,
+        device="cpu",
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    trained, best = load_trained(trial), 0
+    for row, sample in zip(ROWS, found["samples"]["local_choice"], strict=True):
+        ours = [log_likelihood(trained, row["text"], c) for c in row["choices"]]
+        theirs = [(float(v), g) for ((v, g),) in sample["resps"]]
+        assert [v for v, _ in theirs] == pytest.approx([v for v, _ in ours], abs=1e-4)
+        assert [str(g) for _, g in theirs] == [str(g) for _, g in ours]
+        best += max(range(3), key=lambda i: ours[i][0]) == row["gold"]
+    assert found["results"]["local_choice"]["acc,none"] == pytest.approx(best / len(ROWS))
