@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fabric.planning.trial import TrialSpec
-from fabric.store import Store, TrialRecord
+from fabric.store import FINISHED, Store, TrialRecord
 
 if TYPE_CHECKING:
     from fabric.data import TokenCache
@@ -74,17 +74,32 @@ def _load_foreign(path: Path) -> Trained:
 
 
 def _load_trial(path: Path) -> Trained:
+    store, record = find_trial(path)
+    spec, model = _last_weights(record)
+    tokenizer = _token_cache(spec, store.root.parent / ".cache").tokenizer()
+    return Trained(path, model.eval(), tokenizer, Trial(store, record, spec))
+
+
+def load_trial_model(path: Path) -> CausalLM:
+    """The model of a finished trial's folder, with its last weights. Raises ValueError where it is not finished."""
+    _, record = find_trial(path)
+    status = record.status()
+    if status is None or status.state != FINISHED:
+        raise ValueError(
+            f"trial {record.id} is not finished: its weights would still change; run its sweep first"
+        )
+    return _last_weights(record)[1]
+
+
+def _last_weights(record: TrialRecord) -> tuple[TrialSpec, CausalLM]:
     from fabric.train.checkpoint import load_model, newest_checkpoint
 
-    store, record = find_trial(path)
     body, found = record.spec(), newest_checkpoint(record)
     if body is None or found is None:
         raise ValueError(f"trial {record.id} has no complete checkpoint; run its sweep again")
     # Wherever it was trained, it is used here: on the CPU.
     spec = TrialSpec.model_validate({**body, "device": "cpu"})
-    tokenizer = _token_cache(spec, store.root.parent / ".cache").tokenizer()
-    model = load_model(spec, found[1]).eval()
-    return Trained(path, model, tokenizer, Trial(store, record, spec))
+    return spec, load_model(spec, found[1])
 
 
 def find_trial(target: str | Path) -> tuple[Store, TrialRecord]:

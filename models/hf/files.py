@@ -21,12 +21,12 @@ def read_pretrained(source: Path | str) -> CausalLM:
     its weights are not complete, or ours cannot be that architecture.
     """
     where, options = _place(source)
+    options |= {"dtype": torch.float32, "output_loading_info": True}
     try:
-        hf_model, report = AutoModelForCausalLM.from_pretrained(
-            where, dtype=torch.float32, output_loading_info=True, **options
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(where, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, struct.error) as error:
         raise ValueError(f"{source} cannot be read: {_first_line(error)}{_advice(source)}") from None
+    hf_model, report = loaded
     missing = sorted(report["missing_keys"]) or sorted(map(str, report["mismatched_keys"]))
     if missing:
         raise ValueError(
