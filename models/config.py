@@ -145,9 +145,9 @@ def _unused_by_pattern(config: ModelConfig) -> list[str]:
             "effect; leave them out or use more layers"
         )
     used = config.mixer_pattern[:n_used]
-    for name in sorted(config.mixer.model_fields_set):
+    for name, field in type(config.mixer).model_fields.items():
         value = getattr(config.mixer, name)
-        if not any(getattr(mixer, name, None) == value for mixer in used):
+        if value != field.default and not any(getattr(mixer, name, None) == value for mixer in used):
             found.append(
                 f"mixer.{name}={value} has no effect: every entry of mixer_pattern has its own {name}"
             )

@@ -12,10 +12,11 @@ from models.hf.families import FAMILIES, FULL, SLIDING, Family, Settings, rotati
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # Settings which ours has at one value only.
 _WANTED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0}
-# Settings of tokenizers, of other tasks, of how a model is run: none of them changes a logit.
+# Settings of tokenizers, of other tasks, of how a model is run, or that published files carry for another class:
+# none of them changes a logit. (Qwen's `max_window_layers` is among its defaults.)
 _INDIFFERENT = {
     "_name_or_path", "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "dtype",
-    "eos_token_id", "id2label", "is_llama_config", "label2id", "model_type", "output_attentions",
+    "eos_token_id", "id2label", "is_llama_config", "label2id", "max_window_layers", "model_type", "output_attentions",
     "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "torch_dtype",
     "transformers.js_config", "transformers_version", "use_cache",
 }  # fmt: skip
@@ -184,6 +185,12 @@ def _ropes(hf: Settings, family: Family) -> dict[str, dict[str, Any]]:
         return {FULL: rope, SLIDING: rope}
     if flat := {k: v for k, v in given.items() if k not in (FULL, SLIDING)}:
         raise _Refused(f"rope_parameters={flat!r} (ignored by this class: one mapping for each layer type)")
+    if hf["rope_theta"] != family.defaults["rope_theta"] or "type" in old:
+        # 5.23 rotates windowed layers by the default theta then, and takes a scaling's `type` for none; 4 did not.
+        what = f"rope_theta={hf['rope_theta']}" if "type" not in old else f"rope_scaling={dict(old)!r}"
+        raise _Refused(
+            f"{what} (read differently by transformers 4 and 5: use rope_parameters by layer type)"
+        )
     full = {**(given.get(FULL) or {}), **old}
     return {FULL: _rope(full, hf, family), SLIDING: _rope(given.get(SLIDING) or {}, hf, family)}
 

@@ -79,7 +79,10 @@ def _rope_parameters(config: ModelConfig, family: Family) -> dict[str, Any]:
     turning = {_layer_type(m): m for m in config.mixers if rotates(m)}
     any_of_them = next(iter(turning.values()), None)
     if not family.rope_by_layer_type:
-        return _rope(any_of_them)
+        rope = _rope(any_of_them)
+        if family.is_partial:  # half by default, so said also where it is the whole
+            rope["partial_rotary_factor"] = getattr(any_of_them, "rotary_fraction", 1.0)
+        return rope
     return {kind: _rope(turning.get(kind, any_of_them)) for kind in (FULL, SLIDING)}
 
 
@@ -90,5 +93,4 @@ def _rope(mixer: Any) -> dict[str, Any]:
     if mixer.rope_scaling is not None:
         scaling = mixer.rope_scaling.model_dump(exclude_none=True)
         fields |= {"rope_type": scaling.pop("kind"), **scaling}
-    fraction = getattr(mixer, "rotary_fraction", 1.0)
-    return fields if fraction == 1.0 else {**fields, "partial_rotary_factor": fraction}
+    return fields
