@@ -251,6 +251,8 @@ def export(
     """Write a trained model as a Hugging Face folder."""
     from fabric.exporting import export as write
 
+    # Saving imports DeepSpeed where it is installed, which says on stdout that it has to look for an accelerator.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     typer.echo(write(target, out))
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -69,6 +72,13 @@ def test_an_exported_folder_exports_again_to_the_same_model(cli, exported, tmp_p
     assert one["model"] == other["model"]
     assert one["added_tokens"] == other["added_tokens"]
     assert ARMS[arm] in (again / "README.md").read_text()
+
+
+def test_export_prints_the_folder_and_nothing_else(trials, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "DS_ACCELERATOR"}
+    command = [sys.executable, "-m", "fabric.cli", "export", str(trials["own"]), "--out", str(tmp_path / "o")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == f"{tmp_path}/o\n"
 
 
 def test_the_card_says_what_is_known_and_what_is_not(exported):
