@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -133,7 +134,8 @@ class CausalLM(nn.Module):
         self, start: int, n: int, key_mask_BS: Tensor | None, attentions: list[Tensor] | None, remembers: bool
     ) -> dict[int | None, Step]:
         """What to tell the layers of every table (None: those without one)."""
-        steps: dict[int | None, Step] = {None: Step(start, None, None, key_mask_BS, attentions)}
+        shared: dict[str, Any] = {"start": start, "key_mask_BS": key_mask_BS, "attentions": attentions}
+        steps: dict[int | None, Step] = {None: Step(**shared)}
         positions_BS = None
         if key_mask_BS is not None and len(self.ropes):
             # The first token of a text stands at 0 however much padding is left of it.
@@ -146,7 +148,7 @@ class CausalLM(nn.Module):
             else:
                 rotation = rope.at_positions(positions_BS[:, start:])
                 all_rotation = rope.at_positions(positions_BS) if remembers else None
-            steps[i] = Step(start, rotation, all_rotation, key_mask_BS, attentions)
+            steps[i] = Step(rotation=rotation, all_rotation=all_rotation, **shared)
         return steps
 
 

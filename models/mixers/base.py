@@ -70,6 +70,10 @@ class MixerConfig(Part):
     def check(self, d_model: int) -> None:
         """Raise ValueError if the fields do not fit the width."""
 
+    def rotated_width(self, d_model: int) -> int:
+        """Components per head that RoPE turns; 0: no RoPE."""
+        return 0
+
     def rotary(self, d_model: int) -> Rotary | None:
         """How the layer rotates queries and keys; None: it does not."""
         return None
@@ -123,12 +127,11 @@ class AttentionConfig(MixerConfig):
                 raise ValueError(f"{name} has no effect with position='nope'; leave it out")
         return self
 
-    def turned_width(self, d_model: int) -> int:
-        """Components per head that RoPE turns; 0: no RoPE."""
+    def rotated_width(self, d_model: int) -> int:
         return self.head_width(d_model)
 
     def rotary(self, d_model: int) -> Rotary | None:
-        turned = self.turned_width(d_model)
+        turned = self.rotated_width(d_model)
         if not turned:
             return None
         return Rotary(self.head_width(d_model), turned, self.rope_theta, self.rope_scaling)
@@ -139,7 +142,7 @@ class AttentionConfig(MixerConfig):
                 f"mixer.n_heads={self.n_heads} does not divide d_model={d_model}; "
                 f"use {divisors_in_words(d_model, self.n_heads)}, or set mixer.head_dim"
             )
-        if self.turned_width(d_model) and self.head_width(d_model) % 2:
+        if self.rotated_width(d_model) and self.head_width(d_model) % 2:
             raise ValueError(
                 f"mixer.head_dim={self.head_width(d_model)} is odd, RoPE turns pairs: make d_model / n_heads "
                 "even, or set an even mixer.head_dim"
@@ -185,12 +188,12 @@ class GroupedHeads(AttentionConfig):
             raise ValueError(f"head_dim={self.head_dim} is odd, RoPE turns pairs; use {self.head_dim + 1}")
         return self
 
-    def turned_width(self, d_model: int) -> int:
+    def rotated_width(self, d_model: int) -> int:
         return 0 if self.position == "nope" else int(self.head_width(d_model) * self.rotary_fraction)
 
     def check(self, d_model: int) -> None:
         super().check(d_model)
-        turned, width = self.turned_width(d_model), self.head_width(d_model)
+        turned, width = self.rotated_width(d_model), self.head_width(d_model)
         if self.position == "rope" and (turned < 2 or turned % 2):
             raise ValueError(
                 f"mixer.rotary_fraction={self.rotary_fraction} turns {turned} of {width} components of a head, "

@@ -44,6 +44,9 @@ class MLAConfig(AttentionConfig):
     def check(self, d_model: int) -> None:
         """Heads have widths of their own: every d_model fits."""
 
+    def rotated_width(self, d_model: int) -> int:
+        return self.qk_rope_dim
+
     def rotary(self, d_model: int) -> Rotary:
         return Rotary(self.qk_rope_dim, self.qk_rope_dim, self.rope_theta, self.rope_scaling)
 

@@ -133,6 +133,12 @@ def test_bytes_kept_for_backward(name, placement, qk_norm):
         assert kept_for_backward(build(config), ids_of(2, 24)) == saved_bytes(config, 2, 24)
 
 
+def test_bytes_kept_for_backward_where_layers_have_several_windows():
+    mixer = {**VARIANTS["gqa"], "mixer_pattern": [{"window": 4}, {"window": 6}, {"window": 8}, {}]}
+    config = config_of(mixer, n_layers=7)
+    assert kept_for_backward(build(config), ids_of(2, 24)) == saved_bytes(config, 2, 24)
+
+
 def peak_of_a_step(config, batch, n_tokens):
     model = build(config)
     ids = ids_of(batch, n_tokens + 1, vocab=config.vocab_size)

@@ -77,6 +77,29 @@ def test_published_totals(name, total):
     assert n_params(preset(name)) == total
 
 
+LEFT_OUT = [
+    (name, key)
+    for name, settings in TINY.items()
+    for key in sorted(settings.keys() - {"model_type", "architectures"})
+    if not key.endswith("_token_id")
+]
+
+
+@pytest.mark.parametrize(("name", "key"), LEFT_OUT)
+def test_what_a_file_leaves_out_is_what_the_class_makes_of_it(name, key):
+    body = {k: v for k, v in TINY[name].items() if k not in (key, "model_type")}
+    try:
+        ours = read(name, key)
+    except ValueError:  # a size without which nothing can be said, or a default that ours lacks: both named
+        return
+    if (name, key) == ("exaone4-tiny", "layer_types"):
+        with pytest.raises(ZeroDivisionError):
+            transformers.Exaone4Config(**body)
+        return
+    theirs = transformers.AutoConfig.for_model(TINY[name]["model_type"], **body)
+    assert convert_config(theirs.to_dict()) == ours
+
+
 def test_one_in_no_rope_layers_means_that_the_layer_rotates():
     config = read("smollm3-tiny", no_rope_layers=[0, 1, 1, 1])
     assert [m.position for m in config.mixers] == ["nope", "rope", "rope", "rope"]
