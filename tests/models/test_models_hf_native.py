@@ -22,6 +22,11 @@ CONFIGS = {
     **{f"{name}_window": config_of({**mixer, "window": 5}) for name, mixer in VARIANTS.items()},
     **{p: config_of(VARIANTS["gqa"], norm_placement=p, norm=LAYERNORM, ffn=GELU) for p in PLACEMENTS},
     **{q: config_of({**VARIANTS["mla_simple"], "qk_norm": q}, norm_placement="sandwich") for q in QK_NORMS},
+    "pattern": config_of(
+        VARIANTS["gqa"],
+        mixer_pattern=[{"window": 5}, {"position": "nope", "window": None}, VARIANTS["mla"]],
+        n_layers=3,
+    ),
     "untied": config_of(VARIANTS["mla"], tie_embeddings=False),
 }
 
@@ -41,7 +46,7 @@ def test_greedy_tokens_are_those_of_our_own_loop(name):
         assert torch.equal(theirs, ours)
 
 
-@pytest.mark.parametrize("name", ["gqa_window", "mla", "mla_simple_nope", "untied"])
+@pytest.mark.parametrize("name", ["gqa_window", "mla", "mla_simple_nope", "pattern", "untied"])
 @torch.no_grad()
 def test_a_saved_folder_loads_bit_equal_without_a_warning(name, tmp_path, recwarn, caplog):
     model, ids = wrapped(name), ids_of(2, 12)
