@@ -52,9 +52,13 @@ def find_start(name: str, folder: Path, cache_root: Path) -> Start:
     for place in places:
         if (known := _remembered(str(place), None, cache_root)) is not None:
             return known
-    if HUB_ID.fullmatch(hub):
-        return _remembered(f"hub:{hub}", None, cache_root) or _keep(hub, f"hub:{hub}", "", cache_root)
     tried = " nor ".join(map(str, places))
+    if HUB_ID.fullmatch(hub):
+        try:
+            return _remembered(f"hub:{hub}", None, cache_root) or _keep(hub, f"hub:{hub}", "", cache_root)
+        except ValueError as error:
+            no_path = f"{name!r} is no path (neither {tried}), and as an id on the hub: " if places else ""
+            raise ValueError(f"{no_path}{error}") from None
     raise ValueError(
         f"{name!r} is nowhere: neither {tried}; give a Hugging Face folder, a .gguf file, a trial's folder "
         "(<out>/<job>/trials/<id>), or hub:OWNER/NAME"

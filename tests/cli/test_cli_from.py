@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -177,15 +176,17 @@ def test_what_does_not_agree_with_the_weights_names_the_line_and_the_fix(tmp_pat
         fabric.plan(job_from(tmp_path, "base", extra), overrides=sets, out=tmp_path / "runs")
 
 
-def test_an_id_on_the_hub_that_cannot_be_reached_says_what_to_do(tmp_path):
-    job = job_from(tmp_path, "hub:nobody/nothing-here")
-    done = subprocess.run(
-        [sys.executable, "-m", "fabric.cli", "plan", str(job), "--out", str(tmp_path / "runs")],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert f"error: {job}:5: base.model.from: nobody/nothing-here cannot be read" in done.stderr
-    assert "give its folder" in done.stderr
+def test_an_id_on_the_hub_that_cannot_be_reached_says_what_to_do(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name, why in (
+        ("hub:nobody/nothing-here", ""),
+        ("nobody/nothing-here", f"'nobody/nothing-here' is no path (neither {tmp_path}"),
+    ):
+        job = job_from(tmp_path, name)
+        cli("plan", job, "--out", tmp_path / "runs", code=2)
+        assert f"error: {job}:5: base.model.from: {why}" in cli.err
+        assert "nobody/nothing-here cannot be read" in cli.err
+        assert "give its folder" in cli.err
 
 
 def test_incomplete_weights_are_refused(tmp_path):
