@@ -47,7 +47,7 @@ def describe_data(
     job: JobSource, *, scale: str | None = None, overrides: Iterable[str] = (), out: str | Path = "runs"
 ) -> dict[str, Any]:
     """Documents, bytes and tokens per split of a job's corpus, and the state of its token cache."""
-    loaded = load_job(job, scale, overrides)
+    loaded = load_job(job, scale, overrides, cache_root(out))
     with naming_corpus(loaded):
         return describe(loaded.configure().data, cache_root(out))
 

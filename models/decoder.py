@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,11 +179,13 @@ def uninitialised(config: ModelConfig, device: torch.device | str | None = None)
 
 
 @torch.no_grad()
-def initialise(model: CausalLM, seed: int) -> None:
-    """Give every parameter its initial value, in place."""
+def initialise(model: CausalLM, seed: int, only: Collection[str] | None = None) -> None:
+    """Give every parameter its initial value, in place; or those of the names in `only`."""
     init, config = model.config.init, model.config
     std = config.d_model**-0.5 if init.std is None else init.std
     for name, parameter in model.named_parameters():
+        if only is not None and name not in only:
+            continue
         if parameter.ndim < 2:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
             continue

@@ -45,6 +45,12 @@ def matched_configuration(
         model, mismatch = matched(configuration.model, base.model, what, configuration.data.seq_len)
     except ValueError as error:
         raise explain(job.document, ("search", "match"), str(error)) from None
+    if configuration.start is not None and model != configuration.model:
+        message = (
+            f"{what}: an arm that starts from {configuration.start.source} has the widths of its weights and cannot "
+            "be matched; leave match out"
+        )
+        raise explain(job.document, ("search", "match"), message)
     return replace(configuration, model=model), mismatch
 
 

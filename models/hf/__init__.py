@@ -1,8 +1,10 @@
 """Models from and to Hugging Face `transformers`, where the same architecture exists there.
 
 `from_hf` and `to_hf` keep every weight bit for bit; logits agree to rounding (1e-5 in fp32). What they are made of
-works on plain data, a config.json's dict and a dict of tensors, and imports no transformers: `convert_config`,
-`convert_weights`, `family_of`, and the way back, `export_config`, `export_weights`.
+works on plain data, a config.json's dict and a dict of tensors: `convert_config`, `convert_weights`, `family_of`, and
+the way back, `export_config`, `export_weights`. Every other architecture is a class of ours (`native`), which
+transformers' Auto classes know once this package is imported; so it imports transformers, and training does not import
+it.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from models.config import ModelConfig
 from models.decoder import CausalLM, uninitialised
 from models.hf import weights as _weights
 from models.hf.families import FAMILIES, Family
 from models.hf.fitting import family_of, why_none_fits
+from models.hf.native import FabricForCausalLM
 from models.hf.reading import convert_config, family_in
 from models.hf.writing import settings_of
 
@@ -32,6 +36,7 @@ __all__ = [
     "family_of",
     "from_hf",
     "to_hf",
+    "to_transformers",
 ]
 
 
@@ -41,6 +46,8 @@ def from_hf(hf_model: Any) -> CausalLM:
     Raises ValueError for classes that ours is not (see `FAMILIES`), and for settings that ours does not have, each
     named.
     """
+    if isinstance(hf_model, FabricForCausalLM):
+        return hf_model.model
     name = type(hf_model).__name__
     if name not in {f.model_class for f in FAMILIES}:
         raise ValueError(
@@ -71,6 +78,11 @@ def to_hf(model: CausalLM) -> Any:
     with torch.no_grad():
         hf_model.load_state_dict(export_weights(config, model.state_dict()), strict=True)
     return hf_model.train(model.training)
+
+
+def to_transformers(model: CausalLM) -> PreTrainedModel:
+    """A model of ours as a transformers one: of its own class where there is one (a copy), else of ours (shared)."""
+    return FabricForCausalLM.wrap(model) if family_of(model.config) is None else to_hf(model)
 
 
 def convert_weights(
