@@ -41,10 +41,15 @@ class InitConfig(Config):
 
 class ModelConfig(Config):
     """A decoder: token embedding, `n_layers` blocks of mixer and feed-forward layer, final norm, output head.
+    With `causal` false an encoder: every token sees those before and after it, and there is no output head.
 
     `norm_placement`, with F the mixer or feed-forward layer and N a norm: "pre" x + F(N(x)); "post" x +
     N(F(x)) (OLMo 2, arXiv 2501.00656); "sandwich" x + N(F(N(x))) (arXiv 2105.13290); "postln" N(x + F(x))
     (arXiv 1706.03762; the only one without a final norm).
+
+    `positions` "learned" adds an embedding of each token's place, counted from the text's first token (GPT-2, BERT);
+    `token_types` embeds that many kinds of segment (BERT; encoders only); `embedding_norm` puts a norm after all of
+    them.
     """
 
     vocab_size: int = Field(gt=0, le=MOST_IDS)
@@ -58,6 +63,29 @@ class ModelConfig(Config):
     tie_embeddings: bool = True
     init: InitConfig = InitConfig()
     causal: bool = True
+    positions: Literal["none", "learned"] = "none"
+    embedding_norm: bool = False
+    token_types: int = Field(default=0, ge=0, le=MOST_WIDTH)
+
+    @model_validator(mode="after")
+    def _suits_its_direction(self) -> ModelConfig:
+        if self.causal:
+            if self.token_types:
+                raise ValueError(
+                    f"token_types={self.token_types} belongs to encoders; leave it out, or set causal to false"
+                )
+            return self
+        if self.mixer.CAUSAL_ONLY:
+            raise ValueError(
+                f"causal=False: mixer {self.mixer.kind!r} reads a text in one direction only; leave causal at true, or "
+                "take an attention mixer"
+            )
+        if not self.tie_embeddings:
+            raise ValueError(
+                "tie_embeddings=False has no effect on an encoder, which has no output matrix of its own; leave it at "
+                "true"
+            )
+        return self
 
     @model_validator(mode="after")
     def _mixer_fits_width(self) -> ModelConfig:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 class Step:
     """What one forward pass tells every mixer: where its tokens stand, what is padding, what was asked for.
 
+    `causal`: no token sees a later one (else all see all, or within a window all on both sides).
     `rotation` is RoPE's for the T new tokens, `all_rotation` for all positions so far; None where nothing
     rotates. `attentions` collects weights_BHTS when they were asked for.
     """
 
     start: int = 0
+    causal: bool = True
     rotation: Rotation | None = None
     all_rotation: Rotation | None = None
     key_mask_BS: Tensor | None = None
@@ -38,8 +40,12 @@ class Step:
 
 
 class MixerConfig(Part):
-    """Base of every mixer's config."""
+    """Base of every mixer's config.
 
+    `CAUSAL_ONLY`: the mixer cannot let a token see later ones, so no encoder has it.
+    """
+
+    CAUSAL_ONLY: ClassVar[bool] = True
     window: int | None = Field(default=None, gt=0)
 
     @abstractmethod
@@ -64,6 +70,10 @@ class MixerConfig(Part):
 
     def check(self, d_model: int) -> None:
         """Raise ValueError if the fields do not fit the width."""
+
+    def flops_per_pair(self, d_model: int) -> float:
+        """Of `flops_per_token`, what one layer spends on each token that a token sees; 0 where it forms no pairs."""
+        return 0.0
 
     def rotated_width(self, d_model: int) -> int:
         """Components per head that RoPE turns; 0: no RoPE."""
@@ -97,6 +107,7 @@ class AttentionConfig(MixerConfig):
     ("full": OLMo 2, arXiv 2501.00656).
     """
 
+    CAUSAL_ONLY: ClassVar[bool] = False
     n_heads: int = Field(gt=0, le=1 << 16)
     rope_theta: float = Field(default=10000.0, gt=0)
     qk_norm: Literal["none", "head", "full"] = "none"
@@ -108,6 +119,9 @@ class AttentionConfig(MixerConfig):
 
     def rotated_width(self, d_model: int) -> int:
         return self.head_width(d_model)
+
+    def flops_per_pair(self, d_model: int) -> float:
+        return 4 * self.n_heads * self.head_width(d_model)
 
     def check(self, d_model: int) -> None:
         if getattr(self, "head_dim", None) is None and d_model % self.n_heads:
@@ -135,9 +149,15 @@ class AttentionConfig(MixerConfig):
 
 
 class GroupedHeads(AttentionConfig):
-    """Attention whose query heads may share key/value heads."""
+    """Attention whose query heads may share key/value heads.
+
+    `position` "nope": queries and keys are not rotated, so the mixer itself knows no order. `bias`: of all four
+    projections (BERT, GPT-2).
+    """
 
     head_dim: int | None = Field(default=None, gt=0)
+    position: Literal["rope", "nope"] = "rope"
+    bias: bool = False
 
     @property
     def n_groups(self) -> int:
@@ -151,17 +171,23 @@ class GroupedHeads(AttentionConfig):
                 f"n_heads={self.n_heads} is not divisible by n_kv_heads={self.n_groups}; "
                 f"use {divisors_in_words(self.n_heads, self.n_groups)}"
             )
-        if self.head_dim is not None and self.head_dim % 2:
+        if self.position == "nope" and "rope_theta" in self.model_fields_set:
+            raise ValueError("rope_theta has no effect with position='nope'; leave it out")
+        if self.position != "nope" and self.head_dim is not None and self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} is odd, RoPE turns pairs; use {self.head_dim + 1}")
         return self
 
+    def rotated_width(self, d_model: int) -> int:
+        return 0 if self.position == "nope" else self.head_width(d_model)
+
     def n_params(self, d_model: int) -> int:
         K, H, G = self.head_width(d_model), self.n_heads, self.n_groups
-        return 2 * d_model * K * (H + G) + sum(self.qk_norm_widths(H, G, K))
+        biases = K * (H + 2 * G) + d_model if self.bias else 0
+        return 2 * d_model * K * (H + G) + biases + sum(self.qk_norm_widths(H, G, K))
 
     def flops_per_token(self, d_model: int, seq_len: int) -> float:
         K, H, G = self.head_width(d_model), self.n_heads, self.n_groups
-        return 4 * d_model * K * (H + G) + 4 * H * K * self.mean_visible_keys(seq_len)
+        return 4 * d_model * K * (H + G) + self.flops_per_pair(d_model) * self.mean_visible_keys(seq_len)
 
     def state_shapes(self, d_model: int) -> tuple[tuple[int, ...], ...]:
         return ((self.n_groups, self.head_width(d_model)),) * 2
@@ -179,14 +205,15 @@ def attend(
     window: int | None,
     scale: float | None = None,
 ) -> Tensor:
-    """Causal attention over tensors with heads third, as projections and the cache have them: out_BTHV."""
+    """Attention over tensors with heads third, as projections and the cache have them: out_BTHV."""
     q, k, v = q_BTHK.transpose(1, 2), k_BSGK.transpose(1, 2), v_BSGV.transpose(1, 2)
     mask_BS = step.key_mask_BS
     if mask_BS is not None and mask_BS.shape[1] != k.shape[2]:
         mask_BS = mask_BS[:, -k.shape[2] :]
+    how: dict[str, Any] = {"causal": step.causal, "window": window, "key_mask_BS": mask_BS, "scale": scale}
     if step.attentions is None:
-        return attention(q, k, v, window=window, key_mask_BS=mask_BS, scale=scale).transpose(1, 2)
-    out, weights = reference.attention(q, k, v, window=window, key_mask_BS=mask_BS, scale=scale)
+        return attention(q, k, v, **how).transpose(1, 2)
+    out, weights = reference.attention(q, k, v, **how)
     step.attentions.append(weights)
     return out.transpose(1, 2)
 

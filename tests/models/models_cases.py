@@ -32,6 +32,8 @@ def example(config_class: type, **changes: Any) -> dict[str, Any]:
 VARIANTS: dict[str, dict[str, Any]] = {
     **{kind: example(part) for kind, part in MIXERS.items()},
     "mqa": {"kind": "gqa", "n_heads": 4, "n_kv_heads": 1},
+    "gqa_bias": {"kind": "gqa", "n_heads": 4, "n_kv_heads": 2, "bias": True},
+    "mha_nope": {"kind": "mha", "n_heads": 4, "position": "nope"},
     "gqa_wide_heads": {"kind": "gqa", "n_heads": 4, "n_kv_heads": 2, "head_dim": 12},
     "mla_narrow_values": example(MIXERS["mla"], v_head_dim=6, kv_latent_dim=20),
     "mla_wide_values": example(MIXERS["mla"], v_head_dim=24, qk_nope_dim=4),
