@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.config import ModelConfig
 from models.decoder import CausalLM, uninitialised
+from models.hf_bert import BERT_CLASSES, bert_from_hf, bert_to_hf
 
 _LAYER_NAMES = {
     "mixer.q": "self_attn.q_proj",
@@ -55,33 +56,37 @@ _FAMILIES = (
 
 
 def _convertible() -> str:
-    return "; ".join(f.describe() for f in _FAMILIES)
+    return "; ".join([*(f.describe() for f in _FAMILIES), *BERT_CLASSES])
 
 
-def from_hf(hf_model: Any) -> CausalLM:
-    """Our model with the weights of a `transformers` model (SmolLM and Llama, Qwen3, OLMo 2), same dtype and
-    device.
+def from_hf(hf_model: Any) -> Any:
+    """Our model with the weights of a `transformers` model (SmolLM and Llama, Qwen3, OLMo 2; BERT), same dtype and
+    device: a `CausalLM`, or what `bert_from_hf` makes.
 
     Raises ValueError for other architectures, and for settings that ours does not have, each named.
     """
     name = type(hf_model).__name__
+    if name in BERT_CLASSES:
+        return bert_from_hf(hf_model)
     family = next((f for f in _FAMILIES if f.model_class == name), None)
     if family is None:
         raise ValueError(f"{name} cannot be converted; these can: {_convertible()}")
     config = _config_from_hf(hf_model.config, family)
     source = hf_model.state_dict()
     weight = source["model.embed_tokens.weight"]
-    model = uninitialised(config, weight.device).to(weight.dtype)
+    model: CausalLM = uninitialised(config, weight.device).to(weight.dtype)
     names = _weight_names(config, family)
     model.load_state_dict({ours: source[theirs] for ours, theirs in names.items()}, strict=True)
     return model.train(hf_model.training)
 
 
-def to_hf(model: CausalLM) -> Any:
+def to_hf(model: Any) -> Any:
     """The same model as a `transformers` one, with copied weights, same dtype and device.
 
     Raises ValueError when transformers has no such architecture, listing what it has.
     """
+    if not model.config.causal:
+        return bert_to_hf(model)
     import transformers
 
     config = model.config

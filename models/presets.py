@@ -1,7 +1,7 @@
 """Named architectures: published ones in their published shapes, and tiny ones of the same make.
 
 Sources: the `config.json` of HuggingFaceTB/SmolLM-135M and SmolLM2-135M (arXiv 2502.02737),
-Qwen/Qwen3-0.6B-Base (2505.09388), allenai/OLMo-2-0425-1B (2501.00656).
+Qwen/Qwen3-0.6B-Base (2505.09388), allenai/OLMo-2-0425-1B (2501.00656), google-bert/bert-base-uncased (1810.04805).
 """
 
 from __future__ import annotations
@@ -18,6 +18,15 @@ _SMOLLM_135M: dict[str, Any] = {
     "max_seq_len": 2048,
     "mixer": {"kind": "gqa", "n_heads": 9, "n_kv_heads": 3},
     "ffn": {"kind": "swiglu", "d_ff": 1536},
+}
+
+_BERT: dict[str, Any] = {
+    "norm": {"kind": "layernorm", "eps": 1e-12},
+    "norm_placement": "postln",
+    "causal": False,
+    "positions": "learned",
+    "embedding_norm": True,
+    "token_types": 2,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -89,6 +98,24 @@ PRESETS: dict[str, dict[str, Any]] = {
         "norm": {"eps": 1e-6},
         "norm_placement": "post",
         "tie_embeddings": False,
+    },
+    "bert-base-uncased": {
+        "vocab_size": 30522,
+        "d_model": 768,
+        "n_layers": 12,
+        "max_seq_len": 512,
+        "mixer": {"kind": "mha", "n_heads": 12, "position": "nope", "bias": True},
+        "ffn": {"kind": "gelu", "d_ff": 3072, "bias": True},
+        **_BERT,
+    },
+    "bert-tiny": {
+        "vocab_size": 512,
+        "d_model": 64,
+        "n_layers": 4,
+        "max_seq_len": 256,
+        "mixer": {"kind": "mha", "n_heads": 4, "position": "nope", "bias": True},
+        "ffn": {"kind": "gelu", "d_ff": 256, "bias": True},
+        **_BERT,
     },
 }
 
