@@ -13,7 +13,6 @@ from fabric.store import Store, TrialRecord
 if TYPE_CHECKING:
     from fabric.data import TokenCache
     from fabric.data.tokenizer import Tokenizer
-    from models import CausalLM
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Trained:
     store: Store
     record: TrialRecord
     spec: TrialSpec
-    model: CausalLM
+    model: Any
     tokenizer: Tokenizer
 
 

@@ -14,6 +14,7 @@ from fabric.job.document import Document, JobError, Mark, from_data, read_value,
 from fabric.job.errors import explain, unknown_keys, validate
 from fabric.job.schema import SECTIONS, BaseSection, JobConfig, base_path
 from fabric.train.config import TrainConfig
+from fabric.train.objectives.base import ObjectiveConfig
 from models.config import ModelConfig
 from models.parts import nearest
 from models.presets import PRESETS
@@ -69,31 +70,37 @@ class Job:
         folder = self.source.parent if self.source else Path.cwd()
         data = _with_paths(section.data, folder, base)
         evaluate = _evaluate_paths(section.evaluate, folder, base)
-        model = self._model(base, data)
+        model = self._model(base, data, section.train.objective)
+        evaluate = _measurable(evaluate, section.train.objective, base)
         _check_lengths(base, model.max_seq_len, data.seq_len, evaluate)
         return Configuration(model, data, section.train, evaluate)
 
-    def _model(self, base: Document, data: DataConfig) -> ModelConfig:
+    def _model(self, base: Document, data: DataConfig, objective: ObjectiveConfig) -> ModelConfig:
         document = _model_document(base)
         given_vocabulary = base.sub(("model",)).data.get("vocab_size")
         try:
             size = vocab_size(data)
         except ValueError as error:
             raise explain(base, ("data", "tokenizer"), str(error), ("base",)) from None
+        needed = size + objective.EXTRA_IDS
         if given_vocabulary is None:
-            document.data["vocab_size"] = size
-        elif isinstance(given_vocabulary, int) and given_vocabulary < size:
+            document.data["vocab_size"] = needed
+        elif isinstance(given_vocabulary, int) and given_vocabulary < needed:
+            extra = (
+                f" and {objective.EXTRA_IDS} for objective {objective.kind}" if objective.EXTRA_IDS else ""
+            )
             raise explain(
                 base, ("model", "vocab_size"),
-                f"{given_vocabulary} is smaller than the tokenizer's {size}; leave it out or raise it", ("base",),
+                f"{given_vocabulary} is smaller than the tokenizer's {size}{extra}; leave it out or raise it",
+                ("base",),
             )  # fmt: skip
         model: ModelConfig = validate(ModelConfig, document, ("base", "model"))
-        if not model.causal:
-            message = (
-                "false: a model whose tokens see the ones they are to predict cannot be given a language-model "
-                "loss; leave causal at true"
-            )
-            raise explain(document, ("causal",), message, ("base", "model"))
+        try:
+            objective.check_model(model)
+        except ValueError as error:
+            if model.causal:  # the objective is what was written
+                raise explain(base, ("train", "objective"), str(error), ("base",)) from None
+            raise explain(document, ("causal",), str(error), ("base", "model")) from None
         return model
 
 
@@ -133,6 +140,20 @@ def _check_lengths(base: Document, longest: int, seq_len: int, evaluate: Evaluat
                 f"{length} tokens are more than the model's max_seq_len={longest}; shorten it or raise "
                 "model.max_seq_len", ("base",),
             )  # fmt: skip
+
+
+def _measurable(evaluate: EvaluateConfig, objective: ObjectiveConfig, base: Document) -> EvaluateConfig:
+    """Measurements of a causal model only: off for any other, and an error where the job asks for one."""
+    if objective.CAUSAL:
+        return evaluate
+    for name in ("recall", "samples", "minimal_pairs"):
+        if base.has(("evaluate", name)) and getattr(evaluate, name) not in (None, False):
+            raise explain(
+                base, ("evaluate", name),
+                f"needs a causal language model, and objective {objective.kind} trains an encoder; leave it out",
+                ("base",),
+            )  # fmt: skip
+    return evaluate.model_copy(update={"recall": False, "samples": None})
 
 
 def _with_paths(data: DataConfig, folder: Path, base: Document) -> DataConfig:

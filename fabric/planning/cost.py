@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 from fabric.data.disk import default_cache_root, write_atomic
 from fabric.planning.machine import WORKER_MODULES
 from fabric.planning.trial import TrialSpec
-from models import flops_per_token, n_params
+from models import n_params
 from models.config import ModelConfig
 from models.cost import activation_bytes, saved_bytes
 from models.residual import norms_per_sublayer
@@ -38,12 +38,14 @@ def training_tokens(spec: TrialSpec) -> int:
 
 def training_flops(spec: TrialSpec) -> float:
     """FLOPs of the whole run: forward, and twice that backward, of every token."""
-    return 3 * flops_per_token(spec.model, spec.data.seq_len) * training_tokens(spec)
+    forward = spec.train.objective.flops_per_token(spec.model, spec.data.seq_len)
+    return 3 * forward * training_tokens(spec)
 
 
 def evaluation_flops(spec: TrialSpec) -> float:
     """FLOPs of the validations on the way and of the final readings of both splits, where their size is stated."""
-    evaluate, forward = spec.evaluate, flops_per_token(spec.model, spec.data.seq_len)
+    evaluate = spec.evaluate
+    forward = spec.train.objective.flops_per_token(spec.model, spec.data.seq_len)
     times = evaluate.times
     if evaluate.every_tokens is not None:
         times = training_tokens(spec) // evaluate.every_tokens
@@ -60,18 +62,26 @@ def peak_memory_bytes(spec: TrialSpec) -> int:
     train = spec.train
     state = n_params(spec.model) * (8 + train.optimizer.STATE_BYTES_PER_PARAM)
     micro_batch = train.micro_batch_size or train.batch_size
-    live = state + live_activation_bytes(spec.model, micro_batch, spec.data.seq_len, train.precision)
+    seq_len = spec.data.seq_len
+    n_targets = train.objective.n_targets(seq_len)
+    live = state + live_activation_bytes(spec.model, micro_batch, seq_len, train.precision, n_targets)
     return int(live) if spec.device == "cuda" else int(process_bytes() + KEPT_BY_MALLOC * live)
 
 
 @lru_cache(maxsize=4096)
-def live_activation_bytes(model: ModelConfig, batch: int, seq_len: int, precision: str) -> int:
-    """Bytes of activations alive at the peak of a step: what backward needs, and the largest transient."""
+def live_activation_bytes(
+    model: ModelConfig, batch: int, seq_len: int, precision: str, n_targets: int | None = None
+) -> int:
+    """Bytes of activations alive at the peak of a step: what backward needs, and the largest transient.
+
+    `n_targets` tokens of a row are predicted: all (None; in chunks, where the vocabulary is large), or an encoder's
+    few.
+    """
     from fabric.train.loss import WHOLE_LOGITS
 
     rows, V, D = batch * seq_len, model.vocab_size, model.d_model
-    chunked = rows * V > WHOLE_LOGITS
-    head_rows = WHOLE_LOGITS // V if chunked else None
+    chunked = model.causal and rows * V > WHOLE_LOGITS
+    head_rows = WHOLE_LOGITS // V if chunked else batch * (n_targets or seq_len)
     if precision == "fp32":
         return activation_bytes(model, batch, seq_len, 4, head_rows) + (4 * V * D if chunked else 0)
     norms = norms_per_sublayer(model.norm_placement)
@@ -81,7 +91,7 @@ def live_activation_bytes(model: ModelConfig, batch: int, seq_len: int, precisio
     saved = saved_bytes(model, batch, seq_len, 2) + rows * (2 * n_wide + 2 * n_copies)
     weights = 2 * n_params(model)
     # Logits are read in fp32 whatever the products' precision.
-    head = 12 * (head_rows or rows) * V + (6 * V * D if chunked else 0)
+    head = 12 * head_rows * V + (6 * V * D if chunked else 0)
     block = 2 * rows * model.ffn.transient_elements(D)
     return saved + weights + max(head, block)
 
