@@ -112,6 +112,14 @@ class AttentionConfig(MixerConfig):
     rope_theta: float = Field(default=10000.0, gt=0)
     qk_norm: Literal["none", "head", "full"] = "none"
 
+    @model_validator(mode="after")
+    def _rope_is_used(self) -> AttentionConfig:
+        # At its default it may be a record's, which writes every field out.
+        default = type(self).model_fields["rope_theta"].default
+        if getattr(self, "position", None) == "nope" and self.rope_theta != default:
+            raise ValueError("rope_theta has no effect with position='nope'; leave it out")
+        return self
+
     def head_width(self, d_model: int) -> int:
         """K: width of one head."""
         head_dim: int | None = getattr(self, "head_dim", None)
@@ -171,8 +179,6 @@ class GroupedHeads(AttentionConfig):
                 f"n_heads={self.n_heads} is not divisible by n_kv_heads={self.n_groups}; "
                 f"use {divisors_in_words(self.n_heads, self.n_groups)}"
             )
-        if self.position == "nope" and "rope_theta" in self.model_fields_set:
-            raise ValueError("rope_theta has no effect with position='nope'; leave it out")
         if self.position != "nope" and self.head_dim is not None and self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} is odd, RoPE turns pairs; use {self.head_dim + 1}")
         return self

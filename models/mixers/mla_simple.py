@@ -32,8 +32,6 @@ class MLASimpleConfig(AttentionConfig):
 
     @model_validator(mode="after")
     def _pairs(self) -> MLASimpleConfig:
-        if self.position == "nope" and "rope_theta" in self.model_fields_set:
-            raise ValueError("rope_theta has no effect with position='nope'; leave it out")
         if self.position != "nope" and self.head_dim is not None and self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} is odd, RoPE turns pairs; use {self.head_dim + 1}")
         return self

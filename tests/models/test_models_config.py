@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from models_cases import MIXERS, config_of
+from models_cases import MIXERS, VARIANTS, config_of
 from pydantic import ValidationError
 
 import models
@@ -116,6 +116,12 @@ def test_configs_are_frozen_and_survive_json():
     assert (wider.d_model, wider.mixer) == (128, config.mixer)
     with pytest.raises(ValidationError):
         config.replace(d_modl=128)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_form_of_a_mixer_survives_being_written_out_whole(name):
+    config = config_of(VARIANTS[name])
+    assert ModelConfig.model_validate(config.model_dump(mode="json")) == config
 
 
 @pytest.mark.parametrize(
