@@ -153,8 +153,9 @@ def _check_room(n_prompt: int, tokens: int, longest: int) -> None:
 def export(target: str | Path, out: str | Path) -> Path:
     """Write a trained trial as a Hugging Face folder: config, weights, tokenizer and a card with its metrics.
 
-    Returns the folder. Raises ValueError when the architecture has no transformers class (the message says which do),
-    or `out` is no folder.
+    An encoder is written without the head it was trained with, which has no weights of its own. Returns the folder.
+    Raises ValueError when the architecture has no transformers class (the message says which do), or `out` is no
+    folder.
     """
     import models
 
@@ -163,10 +164,11 @@ def export(target: str | Path, out: str | Path) -> Path:
     if taken is not None:
         raise ValueError(f"{taken} is a file: export writes a folder; give another --out, or remove the file")
     trained = load_trained(target)
-    converted = models.to_hf(trained.model)
+    is_causal = trained.spec.model.causal
+    converted = models.to_hf(trained.model if is_causal else trained.model.encoder)
     eos_id = trained.tokenizer.eos_id
-    converted.config.bos_token_id = converted.config.eos_token_id = eos_id
-    converted.generation_config.bos_token_id = converted.generation_config.eos_token_id = eos_id
+    for config in [converted.config, *([converted.generation_config] if is_causal else [])]:
+        config.bos_token_id = config.eos_token_id = eos_id
     folder.mkdir(parents=True, exist_ok=True)
     converted.save_pretrained(folder)
     (folder / "tokenizer.json").write_text(trained.tokenizer.json, encoding="utf-8")

@@ -98,11 +98,17 @@ class ModelConfig(Config):
 
 
 def warnings(config: ModelConfig, seq_len: int) -> list[str]:
-    """What a configuration says that has no effect on texts of `seq_len` tokens; one sentence each."""
-    window = config.mixer.window
+    """What a configuration says that has no effect on texts of `seq_len` tokens, or hardly what was meant; one
+    sentence each.
+    """
+    found, window = [], config.mixer.window
     if window is not None and window >= seq_len:
-        return [
-            f"mixer.window={window} has no effect: texts have {seq_len} tokens, so every earlier token is "
-            f"visible; use a window below {seq_len} or longer texts"
-        ]
-    return []
+        found.append(
+            f"mixer.window={window} has no effect: texts have {seq_len} tokens, so every "
+            f"{'earlier ' if config.causal else ''}token is visible; use a window below {seq_len} or longer texts"
+        )
+    if not config.causal and config.positions == "none" and not config.mixer.rotated_width(config.d_model):
+        found.append(
+            "the encoder knows no order: its mixer has no positions and positions is none; set positions to learned"
+        )
+    return found

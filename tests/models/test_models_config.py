@@ -107,6 +107,17 @@ def test_a_window_as_long_as_the_text_warns(window, warns):
     assert all(f"mixer.window={window} has no effect" in line for line in found)
 
 
+def test_an_encoder_that_knows_no_order_warns():
+    nope = {**MHA, "position": "nope"}
+    assert any("knows no order" in line for line in warnings(config_of(nope, causal=False), 16))
+    for config in (
+        config_of(nope),
+        config_of(MHA, causal=False),
+        config_of(nope, causal=False, positions="learned"),
+    ):
+        assert warnings(config, 16) == []
+
+
 def test_configs_are_frozen_and_survive_json():
     config = preset("qwen3-tiny")
     with pytest.raises(ValidationError):

@@ -1,5 +1,7 @@
 """Denoising: what is asked of a row, and that trials of it resume, split up, learn and are measured as they should."""
 
+import functools
+import hashlib
 import math
 import signal
 
@@ -11,6 +13,7 @@ from train_kit import SEQ_LEN, Reports, die_before_step, every_mixer, losses, ma
 
 from fabric.evaluate import lm
 from fabric.evaluate.test import read_test_split
+from fabric.exporting import export, generate, load_trained
 from fabric.job.metrics import METRICS
 from fabric.store import FINISHED, RUNNING
 from fabric.train import loop
@@ -20,6 +23,7 @@ from fabric.train.objectives.denoise import Denoise
 from models import MaskedLM, flops_per_token
 from models.config import MixerConfig
 from models.parts import parts_in
+from models.presets import PRESETS
 
 PARTS = parts_in("models.mixers", MixerConfig)
 MIXERS = {kind: mixer for kind, mixer in every_mixer().items() if not PARTS[kind].CAUSAL_ONLY}
@@ -76,6 +80,13 @@ def test_the_chosen_tokens_are_as_many_as_said_and_treated_as_in_bert():
     assert chosen.mean(0).max() < 0.15 + 5 * math.sqrt(0.15 / 400)
     assert chosen.mean(0).min() > 0.15 - 5 * math.sqrt(0.15 / 400)
     assert set(range(N_IDS)) == set(ids[chosen][changed].tolist())
+
+
+def test_what_is_asked_is_fixed():
+    """Finished trials were asked this: a change of it bumps the objective's REVISION."""
+    ids, targets = asked(rows_of())
+    digest = hashlib.sha256(ids.astype("<i8").tobytes() + targets.astype("<i8").tobytes()).hexdigest()
+    assert (Denoise.REVISION, digest[:16]) == (1, "9c137c0c4a9e849c")
 
 
 @pytest.mark.parametrize(
@@ -144,6 +155,38 @@ def test_micro_batches_change_the_losses_by_rounding_only(prepared, store):
         found.append([loss for _, loss in losses(store.trial(f"micro-{micro}"))])
     for other in found[1:]:
         assert other == pytest.approx(found[0], abs=5e-6)
+
+
+def test_compiled_training_has_the_same_losses(prepared, store, monkeypatch):
+    data, cache = prepared
+    # The eager backend traces as the real one does, without its minute of code generation.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    found = []
+    for name in ("plain", "compiled"):
+        loop.run(denoising(data, cache, steps=3, compile=name == "compiled"), store.trial(name), cache)
+        found.append([loss for _, loss in losses(store.trial(name))])
+    assert found[1] == pytest.approx(found[0], abs=5e-6)
+
+
+def test_a_trained_bert_is_exported_and_reloads(prepared, store, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    data, cache = prepared
+    sizes = {"n_layers": 2, "vocab_size": cache.vocab_size + 1, "max_seq_len": SEQ_LEN}
+    trial = denoising(data, cache, steps=3, model={**PRESETS["bert-tiny"], **sizes})
+    record = store.trial(trial.id)
+    record.write_spec(trial.model_dump(mode="json"))
+    loop.run(trial, record, cache)
+    trained = load_trained(store.root)
+    theirs = transformers.AutoModel.from_pretrained(
+        export(store.root, tmp_path / "hf"), add_pooling_layer=False
+    )
+    assert type(theirs).__name__ == "BertModel"
+    ids = torch.from_numpy(cache.rows("train", SEQ_LEN, range(2))[:, :-1])
+    with torch.no_grad():
+        want = trained.model.encoder.hidden(ids)
+        torch.testing.assert_close(theirs(ids).last_hidden_state, want, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="MaskedLM is bidirectional"):
+        generate(store.root, "the cat", tokens=4)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
