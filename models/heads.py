@@ -31,6 +31,15 @@ class _OnEncoder(nn.Module):
     def config(self) -> ModelConfig:
         return self.encoder.config
 
+    def hidden(
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor | None = None,
+        token_type_ids_BT: Tensor | None = None,
+    ) -> Tensor:
+        """The encoder's final hidden states_BTD."""
+        return self.encoder.hidden(input_ids_BT, attention_mask_BT, token_type_ids_BT)
+
     @property
     def lm_head_weight(self) -> Tensor:
         """Raises ValueError, as the encoder's does."""
@@ -86,7 +95,7 @@ class SequenceClassifier(_OnEncoder):
         token_type_ids_BT: Tensor | None = None,
     ) -> Tensor:
         """logits_BL, or for a regression the numbers."""
-        x_BTD = self.encoder.hidden(input_ids_BT, attention_mask_BT, token_type_ids_BT)
+        x_BTD = self.hidden(input_ids_BT, attention_mask_BT, token_type_ids_BT)
         if self.pooling == "first":
             return self.classifier(self.encoder.pooled(x_BTD, attention_mask_BT))
         if attention_mask_BT is None:
@@ -155,7 +164,7 @@ class MaskedLM(_OnEncoder):
         token_type_ids_BT: Tensor | None = None,
     ) -> Tensor:
         """logits_BTN of every position."""
-        return self._logits(self.encoder.hidden(input_ids_BT, attention_mask_BT, token_type_ids_BT))
+        return self._logits(self.hidden(input_ids_BT, attention_mask_BT, token_type_ids_BT))
 
     def nll(
         self,
@@ -165,7 +174,7 @@ class MaskedLM(_OnEncoder):
         token_type_ids_BT: Tensor | None = None,
     ) -> Tensor:
         """Negative log-likelihood_M (fp32, nats) of the labels that are not -100, row by row; logits of these alone."""
-        x_BTD = self.encoder.hidden(input_ids_BT, attention_mask_BT, token_type_ids_BT)
+        x_BTD = self.hidden(input_ids_BT, attention_mask_BT, token_type_ids_BT)
         selected_BT = labels_BT != IGNORED
         logits_MN = self._logits(x_BTD[selected_BT])
         return F.cross_entropy(logits_MN.float(), labels_BT[selected_BT], reduction="none")

@@ -107,9 +107,9 @@ def test_next_token_use_is_refused():
     for model in (encoder, MaskedLM(encoder)):
         with pytest.raises(ValueError, match="is bidirectional .*cannot continue a text"):
             generate(model, ids, 4)
-    for score in (loss.sum_nll, loss.nll_per_token):
-        with pytest.raises(ValueError, match="no next-token head and no language-model loss.*MaskedLM"):
-            score(encoder, ids[:, :-1], ids[:, 1:])
+        for score in (loss.sum_nll, loss.nll_per_token):
+            with pytest.raises(ValueError, match="no next-token head and no language-model loss.*MaskedLM"):
+                score(model, ids[:, :-1], ids[:, 1:])
     with pytest.raises(ValueError, match="has no cache"):
         encoder.new_cache(2)
     with pytest.raises(ValueError, match="causal=True is a decoder"):

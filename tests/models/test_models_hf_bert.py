@@ -80,6 +80,16 @@ def test_without_mask_and_types_too():
     torch.testing.assert_close(from_hf(theirs)(ids).last_hidden_state, want, atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_padded_on_the_left_it_is_theirs_with_positions_counted_from_the_text():
+    theirs = theirs_of()
+    ids, mask, types = (x.flip(1) for x in texts())
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    want = theirs(ids, mask, types, position_ids=positions).last_hidden_state
+    got = from_hf(theirs)(ids, mask, types).last_hidden_state
+    torch.testing.assert_close(got[mask.bool()], want[mask.bool()], atol=1e-5, rtol=0)
+
+
 def relative(ours, theirs):
     return ((ours - theirs).norm() / theirs.norm()).item()
 

@@ -265,4 +265,4 @@ def test_what_does_not_go_together_is_refused(prepared, store):
         with pytest.raises(ValueError, match="no next-token head"):
             loop.run(trial, store.trial(trial.id), cache)
     with pytest.raises(ValueError, match="no next-token head"):
-        lm.score(Engine(denoising(data, cache), cache).model.encoder, cache, "validation", SEQ_LEN)
+        lm.score(Engine(denoising(data, cache), cache).model, cache, "validation", SEQ_LEN)
