@@ -166,7 +166,9 @@ def _refuse_unknown_settings(hf: Any, family: _Family) -> None:
 def _family_of(config: ModelConfig) -> _Family:
     mixer: Any = config.mixer
     plain = mixer.kind in ("mha", "gqa") and config.ffn.kind == "swiglu" and config.norm.kind == "rmsnorm"
-    if plain and mixer.window is None:
+    bare = config.positions == "none" and not config.embedding_norm
+    rotated = plain and mixer.position == "rope" and not mixer.bias
+    if rotated and bare and mixer.window is None:
         own_width = mixer.head_dim is not None
         divides = config.d_model % mixer.n_heads == 0  # transformers' Llama asks for it even with a head_dim
         for family in _FAMILIES:
@@ -175,9 +177,11 @@ def _family_of(config: ModelConfig) -> _Family:
                 return family
     raise ValueError(
         f"no transformers class for mixer {mixer.kind} (window {mixer.window}, head_dim "
-        f"{getattr(mixer, 'head_dim', None)}, qk_norm {getattr(mixer, 'qk_norm', 'none')}), "
-        f"ffn {config.ffn.kind}, {config.norm.kind} {config.norm_placement}; what converts: mha or gqa without "
-        f"window, swiglu, rmsnorm, as {_convertible()}"
+        f"{getattr(mixer, 'head_dim', None)}, qk_norm {getattr(mixer, 'qk_norm', 'none')}, position "
+        f"{getattr(mixer, 'position', 'rope')}, bias {getattr(mixer, 'bias', False)}), positions {config.positions}, "
+        f"embedding_norm {config.embedding_norm}, ffn {config.ffn.kind}, {config.norm.kind} "
+        f"{config.norm_placement}; what converts: mha or gqa without window and bias, rotated, swiglu, rmsnorm, as "
+        f"{_convertible()}"
     )
 
 

@@ -114,6 +114,10 @@ def test_what_does_not_convert_is_refused_by_name():
         {"mixer": {"kind": "mha", "n_heads": 4}, "ffn": {"kind": "gelu", "d_ff": 8}},
         {"mixer": {"kind": "mha", "n_heads": 4}, "norm": {"kind": "layernorm"}},
         {"mixer": {"kind": "mha", "n_heads": 3, "head_dim": 16}},
+        {"mixer": {"kind": "mha", "n_heads": 4, "bias": True}},
+        {"mixer": {"kind": "mha", "n_heads": 4, "position": "nope"}},
+        {"mixer": {"kind": "mha", "n_heads": 4}, "positions": "learned"},
+        {"mixer": {"kind": "mha", "n_heads": 4}, "embedding_norm": True},
     ],
 )
 def test_what_transformers_lacks_is_refused(changes):
