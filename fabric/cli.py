@@ -41,6 +41,13 @@ app = typer.Typer(
 )
 
 JobArgument = Annotated[Path, typer.Argument(help="The job file (YAML).", metavar="JOB")]
+TargetArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="A trial's folder, a job's (then its best trial), a Hugging Face folder, or a .gguf file.",
+        metavar="TARGET",
+    ),
+]
 Scale = Annotated[
     str | None, typer.Option("--scale", "-s", help="A scale of the job: smoke, laptop, hour, …")
 ]
@@ -221,7 +228,7 @@ def data_get(
 
 @app.command(rich_help_panel=MODEL)
 def generate(
-    target: Annotated[Path, typer.Argument(help="A trial's folder, or a job's (then its best trial).")],
+    target: TargetArgument,
     prompt: Annotated[str, typer.Option()] = "",
     tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.8,
@@ -238,7 +245,7 @@ def generate(
 
 @app.command(rich_help_panel=MODEL)
 def export(
-    target: Annotated[Path, typer.Argument(help="A trial's folder, or a job's (then its best trial).")],
+    target: TargetArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="The Hugging Face folder to write.")],
 ) -> None:
     """Write a trained model as a Hugging Face folder."""

@@ -1,90 +1,12 @@
-"""`fabric generate` and `fabric export`: use a trained trial's weights."""
+"""`fabric generate` and `fabric export`: use a trained model's weights."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fabric.planning.trial import TrialSpec
-from fabric.store import Store, TrialRecord
-
-if TYPE_CHECKING:
-    from fabric.data import TokenCache
-    from fabric.data.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained trial: its store, record, specification, model (in eval mode) and tokenizer."""
-
-    store: Store
-    record: TrialRecord
-    spec: TrialSpec
-    model: Any
-    tokenizer: Tokenizer
-
-
-def find_trial(target: str | Path) -> tuple[Store, TrialRecord]:
-    """The trial of a path: a trial's folder, or a job's folder (then its best finished trial by validation loss).
-
-    Raises ValueError when there is no finished trial there.
-    """
-    path = Path(target).expanduser().resolve()
-    if path.parent.name == "trials" and (path / "trial.json").exists():
-        store = Store(path.parents[1])
-        return store, store.trial(path.name)
-    store = Store(path)
-    losses: list[tuple[float, str]] = []
-    for trial_id in store.trial_ids():
-        status = store.trial(trial_id).status()
-        loss = (status.final or {}).get("val_loss") if status and status.state == "finished" else None
-        if loss is not None:
-            losses.append((loss, trial_id))
-    if not losses:
-        raise ValueError(
-            f"{path} is neither a trial (<out>/<job>/trials/<id>) nor a job with a finished trial"
-        )
-    return store, store.trial(min(losses)[1])
-
-
-def load_trained(target: str | Path) -> Trained:
-    """Load a finished trial's last weights and its tokenizer; a token cache that is gone is built again.
-
-    Raises ValueError when the trial or its checkpoint is missing, or its text too.
-    """
-    from fabric.train.checkpoint import load_model, newest_checkpoint
-
-    store, record = find_trial(target)
-    body, found = record.spec(), newest_checkpoint(record)
-    if body is None or found is None:
-        raise ValueError(f"trial {record.id} has no complete checkpoint; run its sweep again")
-    # Wherever it was trained, it is used here: on the CPU.
-    spec = TrialSpec.model_validate({**body, "device": "cpu"})
-    tokenizer = _token_cache(spec, store.root.parent / ".cache").tokenizer()
-    return Trained(store, record, spec, load_model(spec, found[1]), tokenizer)
-
-
-def _token_cache(spec: TrialSpec, root: Path) -> TokenCache:
-    """The trial's token cache, which holds its tokenizer."""
-    from fabric.data import TokenCache, prepare
-
-    path = root / "tokens" / spec.data_key
-    try:
-        return TokenCache.open(path, spec.data_key)
-    except ValueError as error:
-        lost = str(error)
-    try:
-        cache = prepare(spec.data, root)
-    except ValueError as error:
-        raise ValueError(f"{lost}; it cannot be built again: {error}") from None
-    if cache.key != spec.data_key:
-        raise ValueError(
-            f"{lost}; it cannot be built again: the text of {spec.data.corpus.kind} is not what it was then. "
-            "Put the text back as it was, or train again"
-        )
-    return cache
+from fabric.trained import Trained, load_trained
 
 
 def generate(
@@ -97,9 +19,10 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
 ) -> str:
-    """Continue a prompt with a trained trial (a trial's folder, or a job's: then its best). Returns prompt and text.
+    """Continue a prompt with a trained model and return both; `temperature=0` is greedy.
 
-    `temperature=0` is greedy. Raises ValueError for a target without a finished trial, and for options out of range.
+    `target` is a trial's folder, a job's (then its best trial), a Hugging Face folder, or a GGUF file. Raises
+    ValueError for a target that is none of them, and for options out of range.
     """
     import torch
 
@@ -109,8 +32,8 @@ def generate(
         raise ValueError(f"seed {seed}: allowed are 0 to 2**63 - 1")
     _check_text(prompt)
     trained = load_trained(target)
-    ids = trained.tokenizer.encode(prompt) or [trained.tokenizer.eos_id]
-    _check_room(len(ids), tokens, trained.spec.model.max_seq_len)
+    ids = trained.prompt_ids(prompt)
+    _check_room(len(ids), tokens, trained.model.config.max_seq_len)
     with torch.inference_mode():
         out = models.generate(
             trained.model,
@@ -151,31 +74,38 @@ def _check_room(n_prompt: int, tokens: int, longest: int) -> None:
 
 
 def export(target: str | Path, out: str | Path) -> Path:
-    """Write a trained trial as a Hugging Face folder: config, weights, tokenizer and a card with its metrics.
+    """Write a trained model as a Hugging Face folder: config, weights, tokenizer, and a card with what is known of it.
 
-    An encoder is written without the head it was trained with, which has no weights of its own. Returns the folder.
-    Raises ValueError when the architecture has no transformers class (the message says which do), or `out` is no
-    folder.
+    The class is transformers' own where it has the architecture, else ours (`import models.hf` loads it). An encoder is
+    written without the head it was trained with, which has no weights of its own. Returns the folder. Raises ValueError
+    for a target that is no trained model, an encoder that is no BERT, or when `out` is no folder.
     """
-    import models
+    from fabric.model_card import model_card
+    from models.hf import to_transformers
 
     folder = Path(out).expanduser()
     taken = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
     if taken is not None:
         raise ValueError(f"{taken} is a file: export writes a folder; give another --out, or remove the file")
     trained = load_trained(target)
-    is_causal = trained.spec.model.causal
-    converted = models.to_hf(trained.model if is_causal else trained.model.encoder)
+    is_causal = trained.model.config.causal
+    converted: Any = to_transformers(trained.model if is_causal else trained.model.encoder)
     eos_id = trained.tokenizer.eos_id
-    for config in [converted.config, *([converted.generation_config] if is_causal else [])]:
-        config.bos_token_id = config.eos_token_id = eos_id
+    for config in (converted.config, *((converted.generation_config,) if is_causal else ())):
+        config.eos_token_id = eos_id
+        config.bos_token_id = trained.hf_tokenizer.bos_token_id if trained.hf_tokenizer else eos_id
+    if is_causal:
+        # In the model's own config it would keep the token's embedding from being trained.
+        converted.generation_config.pad_token_id = eos_id
     folder.mkdir(parents=True, exist_ok=True)
     converted.save_pretrained(folder)
-    (folder / "tokenizer.json").write_text(trained.tokenizer.json, encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(_tokenizer_config(trained), indent=2))
-    status = trained.record.status()
-    final = (status.final or {}) if status else {}
-    (folder / "README.md").write_text(_card(trained.store, trained.record, final))
+    if trained.hf_tokenizer is not None:
+        trained.hf_tokenizer.save_pretrained(folder)
+    else:
+        (folder / "tokenizer.json").write_text(trained.tokenizer.json, encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(json.dumps(_tokenizer_config(trained), indent=2))
+    card = model_card(trained, type(converted).__name__, converted.config.model_type)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
 
 
@@ -186,19 +116,7 @@ def _tokenizer_config(trained: Trained) -> dict[str, Any]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": eos,
         "eos_token": eos,
-        "model_max_length": trained.spec.model.max_seq_len,
+        "pad_token": eos,
+        "model_max_length": trained.model.config.max_seq_len,
         "clean_up_tokenization_spaces": False,
     }
-
-
-def _card(store: Store, record: TrialRecord, final: Any) -> str:
-    lines = [
-        f"# {store.root.name} / {record.id}",
-        "",
-        "Trained with experiment-fabric.",
-        "",
-        "| metric | value |",
-        "| --- | --- |",
-    ]
-    lines += [f"| {k} | {v:.6g} |" for k, v in final.items() if isinstance(v, int | float)]
-    return "\n".join([*lines, "", "A small research model: it knows only its training corpus."]) + "\n"

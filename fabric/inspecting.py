@@ -29,7 +29,8 @@ def list_parts() -> dict[str, list[tuple[str, str]]]:
     found["preset"] = [
         (
             name,
-            f"{human_count(n_params(c))} parameters, {c.n_layers} layers of {c.mixer.kind}, width {c.d_model}",
+            f"{human_count(n_params(c))} parameters, {c.n_layers} layers of "
+            f"{' and '.join(dict.fromkeys(m.kind for m in c.mixers))}, width {c.d_model}",
         )
         for name, c in presets.items()
     ]
@@ -46,7 +47,7 @@ def describe_data(
     job: JobSource, *, scale: str | None = None, overrides: Iterable[str] = (), out: str | Path = "runs"
 ) -> dict[str, Any]:
     """Documents, bytes and tokens per split of a job's corpus, and the state of its token cache."""
-    loaded = load_job(job, scale, overrides)
+    loaded = load_job(job, scale, overrides, cache_root(out))
     with naming_corpus(loaded):
         return describe(loaded.configure().data, cache_root(out))
 

@@ -69,6 +69,8 @@ def print_plan(plan: Plan) -> None:
             human_bytes(arm.state_bytes), human_bytes(arm.peak_memory_bytes), mismatch,
         )  # fmt: skip
     console.print(arms)
+    for start in plan.starts:
+        console.print(f"start: {start}")
     for warning in plan.warnings:
         console.print(f"warning: {warning}", style="yellow")
     n_new = sum(not r.state.startswith(("finished", "duplicate", "stopped")) for r in plan.trials)

@@ -38,7 +38,7 @@ def run(
     KeyboardInterrupt on Ctrl-C or SIGTERM; the same call then goes on where it stopped.
     """
     with interruptible():
-        loaded = load_job(job, scale, overrides)
+        loaded = load_job(job, scale, overrides, cache_root(out))
         with naming_corpus(loaded):
             return _run(loaded, arm, seed, out, on_row)
 
@@ -57,6 +57,7 @@ def _run(
         train=configuration.train,
         evaluate=configuration.evaluate,
         seed=seed,
+        weights=None if configuration.start is None else configuration.start.key,
         threads=worker_threads(loaded),
         device="cuda" if loaded.config.resources.gpus_per_worker else "cpu",
     )
@@ -65,12 +66,14 @@ def _run(
     record.write_spec(spec.model_dump(mode="json"))
 
     from fabric.train.loop import run as train
+    from fabric.train.start import weights_file
 
     def report(row: Mapping[str, Any]) -> Directive:
         on_row(row)
         return Continue()
 
-    outcome = train(spec, record, cache, report=report)
+    weights = None if spec.weights is None else weights_file(cache_root(out), spec.weights)
+    outcome = train(spec, record, cache, report=report, weights=weights)
     return {"id": spec.id, "state": outcome.state, "reason": outcome.reason, **(outcome.final or {})}
 
 

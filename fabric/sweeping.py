@@ -76,7 +76,7 @@ def sweep(
     can be recorded; ClusterLostError when Ray dies. Interrupted by Ctrl-C or SIGTERM it returns, or raises
     KeyboardInterrupt where nothing is trained yet.
     """
-    loaded = load_job(job, scale, overrides)
+    loaded = load_job(job, scale, overrides, cache_root(out))
     watcher = progress or Silent()
     root = out_root(loaded, out)
     with interruptible(), driver_lock(root), told_when_full(root):

@@ -75,19 +75,17 @@ class Cache:
         capacity = config.max_seq_len if capacity is None else capacity
         if not 1 <= capacity <= config.max_seq_len:
             raise ValueError(f"cache capacity {capacity} is outside 1 … max_seq_len={config.max_seq_len}")
-        self.batch_size, self.capacity, self.n_tokens = batch_size, capacity, 0
+        self.config, self.batch_size, self.capacity, self.n_tokens = config, batch_size, capacity, 0
         self.key_mask_BS: Tensor | None = None
-        mixer = config.mixer
-        n_slots = mixer.n_slots(capacity)
         self.layers = [
             LayerState(
                 [
-                    torch.zeros(batch_size, n_slots, *shape, dtype=dtype, device=device)
+                    torch.zeros(batch_size, mixer.n_slots(capacity), *shape, dtype=dtype, device=device)
                     for shape in mixer.state_shapes(config.d_model)
                 ],
                 mixer.window,
             )
-            for _ in range(config.n_layers)
+            for mixer in config.mixers
         ]
 
     def nbytes(self) -> int:
@@ -95,6 +93,42 @@ class Cache:
         counted).
         """
         return sum(x.nbytes for layer in self.layers for x in layer.tensors)
+
+    def grow(self, capacity: int) -> None:
+        """Make room for texts of up to `capacity` tokens; what is remembered stays. Smaller ones change nothing.
+
+        Raises ValueError for a capacity above `max_seq_len`.
+        """
+        if capacity <= self.capacity:
+            return
+        tensors = [x for layer in self.layers for x in layer.tensors]
+        if tensors:
+            larger = Cache(self.config, self.batch_size, capacity, tensors[0].dtype, tensors[0].device)
+            for old, new in zip(tensors, (x for layer in larger.layers for x in layer.tensors), strict=True):
+                new[:, : old.shape[1]] = old  # a ring has its final size from the start
+            self.layers = larger.layers
+        self.capacity = capacity
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these texts of the batch, in this order; a text may be taken more than once (beam search)."""
+        for layer in self.layers:
+            layer.tensors = tuple(x[rows] for x in layer.tensors)
+        if self.key_mask_BS is not None:
+            self.key_mask_BS = self.key_mask_BS[rows]
+        self.batch_size = len(rows)
+
+    def forget_last(self, n: int) -> None:
+        """Take the last `n` tokens back. Raises ValueError where a window's ring has overwritten earlier ones."""
+        if not 0 <= n <= self.n_tokens:
+            raise ValueError(f"{n} tokens cannot be taken back: the cache holds {self.n_tokens}")
+        if n and any(layer.is_ring and self.n_tokens > layer.n_slots for layer in self.layers):
+            raise ValueError(
+                "a sliding window keeps no tokens outside it, so none can be taken back; decode without "
+                "speculation (no assistant model, no prompt lookup), or without a cache (use_cache=False)"
+            )
+        self.n_tokens -= n
+        if self.key_mask_BS is not None:
+            self.key_mask_BS = self.key_mask_BS[:, : self.n_tokens]
 
     def admit(self, batch_size: int, n_new: int, mask_BT: Tensor | None) -> Tensor | None:
         """Check that a chunk fits and return the padding mask (B, tokens so far + T), or None when nothing is

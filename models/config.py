@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from models.ffns.base import FFNConfig
-from models.mixers.base import MixerConfig
+from models.mixers.base import ROPE_FIELDS, MixerConfig
 from models.norms import NormConfig
 from models.parts import Config, union_of
 
@@ -23,6 +24,8 @@ else:
 
 # Far beyond any decoder that was built; without them a slip of the pen reaches torch's allocator.
 MOST_IDS, MOST_WIDTH, MOST_LAYERS, MOST_POSITIONS = 2**24, 2**18, 10_000, 2**22
+
+_MIXER: TypeAdapter[MixerConfig] = TypeAdapter(AnyMixer)
 
 NormPlacement = Literal["pre", "post", "sandwich", "postln"]
 
@@ -50,6 +53,8 @@ class ModelConfig(Config):
     `positions` "learned" adds an embedding of each token's place, counted from the text's first token (GPT-2, BERT);
     `token_types` embeds that many kinds of segment (BERT; encoders only); `embedding_norm` puts a norm after all of
     them.
+    `mixer_pattern`: mixers that differ between layers, layer i has entry i mod its length. An entry is a
+    whole mixer with a `kind`, or overrides laid on `mixer`; stored are whole mixers.
     """
 
     vocab_size: int = Field(gt=0, le=MOST_IDS)
@@ -66,6 +71,18 @@ class ModelConfig(Config):
     positions: Literal["none", "learned"] = "none"
     embedding_norm: bool = False
     token_types: int = Field(default=0, ge=0, le=MOST_WIDTH)
+    mixer_pattern: tuple[AnyMixer, ...] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lay_pattern_on_mixer(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or not isinstance(data.get("mixer_pattern"), list | tuple):
+            return data
+        try:
+            mixer = _MIXER.validate_python(data.get("mixer")).model_dump(exclude_unset=True)
+        except ValidationError:  # reported for the mixer itself; every entry would repeat it
+            return {key: value for key, value in data.items() if key != "mixer_pattern"}
+        return {**data, "mixer_pattern": [_laid_on(mixer, entry) for entry in data["mixer_pattern"]]}
 
     @model_validator(mode="after")
     def _suits_its_direction(self) -> ModelConfig:
@@ -75,11 +92,12 @@ class ModelConfig(Config):
                     f"token_types={self.token_types} belongs to encoders; leave it out, or set causal to false"
                 )
             return self
-        if self.mixer.CAUSAL_ONLY:
-            raise ValueError(
-                f"causal=False: mixer {self.mixer.kind!r} reads a text in one direction only; leave causal at true, or "
-                "take an attention mixer"
-            )
+        for mixer in (self.mixer, *self.mixers):
+            if mixer.CAUSAL_ONLY:
+                raise ValueError(
+                    f"causal=False: mixer {mixer.kind!r} reads a text in one direction only; leave causal at true, or "
+                    "take an attention mixer"
+                )
         if not self.tie_embeddings:
             raise ValueError(
                 "tie_embeddings=False has no effect on an encoder, which has no output matrix of its own; leave it at "
@@ -88,27 +106,84 @@ class ModelConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _mixer_fits_width(self) -> ModelConfig:
+    def _mixers_fit_width(self) -> ModelConfig:
         self.mixer.check(self.d_model)
+        for i, mixer in enumerate(self.mixer_pattern or ()):
+            try:
+                mixer.check(self.d_model)
+            except ValueError as error:  # it speaks of the model's one mixer
+                raise ValueError(str(error).replace("mixer.", f"mixer_pattern[{i}].")) from None
         return self
 
+    @property
+    def mixers(self) -> tuple[MixerConfig, ...]:
+        """The mixer of every layer."""
+        pattern = self.mixer_pattern or (self.mixer,)
+        return tuple(pattern[i % len(pattern)] for i in range(self.n_layers))
+
     def replace(self, **changes: Any) -> ModelConfig:
-        """A validated copy with fields changed; a dict for `mixer` or `ffn` replaces that part whole."""
+        """A validated copy with fields changed; a dict for `mixer` or `ffn` replaces that part whole.
+
+        Raises ValueError for a new `mixer` beside an old `mixer_pattern`, whose entries are whole.
+        """
+        if "mixer" in changes and self.mixer_pattern and "mixer_pattern" not in changes:
+            raise ValueError(
+                "a new mixer would reach no layer: mixer_pattern holds whole mixers; give mixer_pattern too "
+                "(None for the same mixer everywhere)"
+            )
         return ModelConfig.model_validate({**self.model_dump(), **changes})
+
+
+def _laid_on(mixer: dict[str, Any], entry: Any) -> Any:
+    """An entry of a pattern with what it leaves out taken from the mixer; whole mixers stay as they are."""
+    if not isinstance(entry, Mapping) or "kind" in entry:
+        return entry
+    if entry.get("position") == "nope":  # the mixer's rotation is meant for the layers that rotate
+        mixer = {name: value for name, value in mixer.items() if name not in ROPE_FIELDS}
+    return {**mixer, **entry}
 
 
 def warnings(config: ModelConfig, seq_len: int) -> list[str]:
     """What a configuration says that has no effect on texts of `seq_len` tokens, or hardly what was meant; one
     sentence each.
     """
-    found, window = [], config.mixer.window
-    if window is not None and window >= seq_len:
+    found = []
+    windows: dict[int, list[str]] = {}
+    for i, mixer in enumerate(config.mixers[: len(config.mixer_pattern or (0,))]):
+        if mixer.window is not None and mixer.window >= seq_len:
+            windows.setdefault(mixer.window, []).append(f"mixer_pattern[{i}]")
+    for window, entries in windows.items():
+        name = (
+            f"window={window} of {', '.join(entries)}" if config.mixer_pattern else f"mixer.window={window}"
+        )
         found.append(
-            f"mixer.window={window} has no effect: texts have {seq_len} tokens, so every "
+            f"{name} has no effect: texts have {seq_len} tokens, so every "
             f"{'earlier ' if config.causal else ''}token is visible; use a window below {seq_len} or longer texts"
         )
-    if not config.causal and config.positions == "none" and not config.mixer.rotated_width(config.d_model):
+    rotates = any(mixer.rotary(config.d_model) for mixer in config.mixers)
+    if not config.causal and config.positions == "none" and not rotates:
         found.append(
-            "the encoder knows no order: its mixer has no positions and positions is none; set positions to learned"
+            "the encoder knows no order: no layer has positions and positions is none; set positions to learned"
         )
+    return found + _unused_by_pattern(config)
+
+
+def _unused_by_pattern(config: ModelConfig) -> list[str]:
+    """Entries beyond the last layer, and fields of the mixer that every entry in use overrides."""
+    if config.mixer_pattern is None:
+        return []
+    found = []
+    n_used, n_entries = min(config.n_layers, len(config.mixer_pattern)), len(config.mixer_pattern)
+    if n_used < n_entries:
+        found.append(
+            f"mixer_pattern has {n_entries} entries for {n_used} layers: those from [{n_used}] on have no "
+            "effect; leave them out or use more layers"
+        )
+    used = config.mixer_pattern[:n_used]
+    for name, field in type(config.mixer).model_fields.items():
+        value = getattr(config.mixer, name)
+        if value != field.default and not any(getattr(mixer, name, None) == value for mixer in used):
+            found.append(
+                f"mixer.{name}={value} has no effect: every entry of mixer_pattern has its own {name}"
+            )
     return found

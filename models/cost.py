@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from models.config import ModelConfig
 from models.residual import norms_per_sublayer
 
@@ -11,13 +13,14 @@ TOKEN_ID_BYTES = 8
 def n_params(config: ModelConfig) -> int:
     """Parameters, each once: a tied output matrix is the embedding. An encoder's heads and pooler are not its own."""
     D = config.d_model
-    layer = config.mixer.n_params(D) + config.ffn.n_params(D)
+    layer = config.ffn.n_params(D)
     layer += 2 * norms_per_sublayer(config.norm_placement) * config.norm.n_params(D)
+    mixers = sum(mixer.n_params(D) * n for mixer, n in Counter(config.mixers).items())
     embeddings = config.vocab_size * D * (1 if config.tie_embeddings else 2)
     embeddings += D * (config.token_types + (config.max_seq_len if config.positions == "learned" else 0))
     embeddings += config.norm.n_params(D) if config.embedding_norm else 0
     final = 0 if config.norm_placement == "postln" else config.norm.n_params(D)
-    return embeddings + config.n_layers * layer + final
+    return embeddings + mixers + config.n_layers * layer + final
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:
@@ -27,13 +30,14 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     A multiply-add is 2; attention counts visible pairs only; norms, activations and the softmax are left out. An
     encoder has no output matrix; whatever stands on it counts its own.
     """
-    D, mixer = config.d_model, config.mixer
-    layer = mixer.flops_per_token(D, seq_len) + config.ffn.flops_per_token(D)
-    if config.causal:
-        return config.n_layers * layer + 2 * D * config.vocab_size
-    # Every pair of tokens is seen from its other end too, but for a token and itself.
-    both_ways = mixer.flops_per_pair(D) * (mixer.mean_visible_keys(seq_len) - 1)
-    return config.n_layers * (layer + both_ways)
+    D, ffn = config.d_model, config.ffn.flops_per_token(config.d_model)
+    total = 0.0 if not config.causal else 2.0 * D * config.vocab_size
+    for mixer, n in Counter(config.mixers).items():
+        total += n * (mixer.flops_per_token(D, seq_len) + ffn)
+        if not config.causal:
+            # Every pair of tokens is seen from its other end too, but for a token and itself.
+            total += n * mixer.flops_per_pair(D) * (mixer.mean_visible_keys(seq_len) - 1)
+    return total
 
 
 def state_bytes(config: ModelConfig, seq_len: int, dtype_bytes: int = 2) -> int:
@@ -42,7 +46,10 @@ def state_bytes(config: ModelConfig, seq_len: int, dtype_bytes: int = 2) -> int:
     """
     if not config.causal:
         return 0
-    return config.n_layers * config.mixer.state_bytes(config.d_model, seq_len, dtype_bytes)
+    return sum(
+        n * mixer.state_bytes(config.d_model, seq_len, dtype_bytes)
+        for mixer, n in Counter(config.mixers).items()
+    )
 
 
 def saved_bytes(config: ModelConfig, batch: int, seq_len: int, dtype_bytes: int = 4) -> int:
@@ -55,13 +62,14 @@ def saved_bytes(config: ModelConfig, batch: int, seq_len: int, dtype_bytes: int 
     # Each sublayer keeps the input of its products and of its norms, and the norms' statistics.
     n_norms = norms_per_sublayer(config.norm_placement)
     sublayer = (1 + n_norms) * D + n_norms * norm
-    layer = 2 * sublayer + config.mixer.saved_elements(D) + config.ffn.saved_elements(D)
+    layer = 2 * sublayer + config.ffn.saved_elements(D)
+    mixers = sum(mixer.saved_elements(D) * n for mixer, n in Counter(config.mixers).items())
     final = 0 if config.norm_placement == "postln" else D + norm
     embedding = D + norm if config.embedding_norm else 0
-    per_token = (embedding + config.n_layers * layer + final + D) * dtype_bytes + TOKEN_ID_BYTES
-    window = config.mixer.window
-    mask = seq_len**2 * dtype_bytes if window is not None and window < seq_len else 0
-    return batch * seq_len * per_token + mask
+    per_token = (embedding + config.n_layers * layer + mixers + final + D) * dtype_bytes + TOKEN_ID_BYTES
+    # Layers with equal windows share a mask.
+    windows = {m.window for m in config.mixers if m.window is not None and m.window < seq_len}
+    return batch * seq_len * per_token + len(windows) * seq_len**2 * dtype_bytes
 
 
 def transient_bytes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from models.cache import Cache
 from models.config import ModelConfig
 from models.encoder import Encoder
+from models.rope import RotaryTable
 from models.trunk import Trunk
 
 
@@ -107,22 +109,27 @@ def uninitialised(config: ModelConfig, device: torch.device | str | None = None)
     device = torch.device(device or "cpu")
     if device.type != "meta":
         model.to_empty(device=device)
-        if model.rope is not None:
-            model.rope.fill()
+        for rope in model.ropes:
+            assert isinstance(rope, RotaryTable)
+            rope.fill()
     return model
 
 
-def initialise(model: Trunk, seed: int) -> None:
-    """Give every parameter its initial value, in place."""
-    draw(model, model.config, seed)
+def initialise(model: Trunk, seed: int, only: Collection[str] | None = None) -> None:
+    """Give every parameter its initial value, in place; or those of the names in `only`."""
+    draw(model, model.config, seed, only=only)
 
 
 @torch.no_grad()
-def draw(module: nn.Module, config: ModelConfig, seed: int, prefix: str = "") -> None:
+def draw(
+    module: nn.Module, config: ModelConfig, seed: int, prefix: str = "", only: Collection[str] | None = None
+) -> None:
     """Initial values of a model's part, whose parameters are named `prefix`.… in the model."""
     init = config.init
     std = config.d_model**-0.5 if init.std is None else init.std
     for name, parameter in module.named_parameters(prefix=prefix):
+        if only is not None and name not in only:
+            continue
         if parameter.ndim < 2:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
             continue

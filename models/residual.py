@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from models.mixers.base import Step
+from models.mixers.base import MixerConfig, Step
 
 if TYPE_CHECKING:
     from models.cache import LayerState
@@ -21,11 +21,11 @@ def norms_per_sublayer(placement: str) -> int:
 class Block(nn.Module):
     """One layer: forward(x_BTD, step, state) -> x_BTD. Every block has a mixer of its own."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, mixer: MixerConfig) -> None:
         super().__init__()
         placement, D = config.norm_placement, config.d_model
         self.normed_sum = placement == "postln"
-        self.mixer = config.mixer.build(D, config.norm)
+        self.mixer = mixer.build(D, config.norm)
         self.ffn = config.ffn.build(D)
         before, after = placement in ("pre", "sandwich"), placement != "pre"
         self.mixer_norm_in = config.norm.build(D) if before else None

@@ -1,12 +1,17 @@
 """Rotary position embedding (RoPE, arXiv 2104.09864 eq. 34), in the rotate-half layout of Llama.
 
-Shapes: B batch, T positions, H heads, R rotated width (even). Component i is paired with i + R/2.
+Shapes: B batch, T positions, H heads, K width of the table (even). Component i is paired with i + K/2.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.rope_scaling import Scaling
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -19,17 +24,37 @@ def rotate(x_BTHR: Tensor, rotation: Rotation) -> Tensor:
     return torch.addcmul(x_BTHR * cos, x_BTHR.roll(x_BTHR.shape[-1] // 2, -1), signed_sin)
 
 
+class Rotary(NamedTuple):
+    """How a layer rotates: layers with equal ones share a table.
+
+    Of `width` components the pairs (i, i + width/2) with i < `turned`/2 turn; the others stay.
+    """
+
+    width: int
+    turned: int
+    theta: float
+    scaling: Scaling | None = None
+
+    def frequencies(self) -> Tensor:
+        """Angle per position of every pair that turns, (turned/2,)."""
+        if self.scaling is not None:
+            return self.scaling.frequencies(self.theta, self.turned)
+        half = torch.arange(0, self.turned, 2, dtype=torch.float32) / self.turned
+        return self.theta**-half
+
+
 class RotaryTable(nn.Module):
     """cos and sin of every position below `max_seq_len`, in non-persistent buffers.
 
-    The sign of rotate-half is put into the table: x * cos + roll(x, R/2) * signed_sin.
+    The sign of rotate-half is put into the table: x * cos + roll(x, K/2) * signed_sin. So is what does not
+    turn (cos 1, sin 0): a partial rotation costs no split of the heads.
     """
 
-    def __init__(self, width: int, theta: float, max_seq_len: int) -> None:
+    def __init__(self, rotary: Rotary, max_seq_len: int) -> None:
         super().__init__()
-        self.width, self.theta, self.max_seq_len = width, theta, max_seq_len
-        self.register_buffer("cos", torch.empty(max_seq_len, 1, width), persistent=False)
-        self.register_buffer("signed_sin", torch.empty(max_seq_len, 1, width), persistent=False)
+        self.rotary, self.max_seq_len = rotary, max_seq_len
+        self.register_buffer("cos", torch.empty(max_seq_len, 1, rotary.width), persistent=False)
+        self.register_buffer("signed_sin", torch.empty(max_seq_len, 1, rotary.width), persistent=False)
         self.cos: Tensor
         self.signed_sin: Tensor
         self.fill()
@@ -38,15 +63,19 @@ class RotaryTable(nn.Module):
         """Compute the tables (again, after `to_empty`)."""
         if self.cos.is_meta:
             return
-        half = torch.arange(0, self.width, 2, dtype=torch.float32) / self.width
-        angle = torch.outer(torch.arange(self.max_seq_len, dtype=torch.float32), self.theta**-half)
-        self.cos.copy_(torch.cat((angle.cos(), angle.cos()), dim=-1).unsqueeze(1))
-        self.signed_sin.copy_(torch.cat((-angle.sin(), angle.sin()), dim=-1).unsqueeze(1))
+        frequencies = self.rotary.frequencies()
+        angle = torch.outer(torch.arange(self.max_seq_len, dtype=torch.float32), frequencies)
+        amplitude = 1.0 if self.rotary.scaling is None else self.rotary.scaling.amplitude
+        still = (0, (self.rotary.width - self.rotary.turned) // 2)
+        cos = F.pad(angle.cos() * amplitude, still, value=1.0)
+        sin = F.pad(angle.sin() * amplitude, still)
+        self.cos.copy_(torch.cat((cos, cos), dim=-1).unsqueeze(1))
+        self.signed_sin.copy_(torch.cat((-sin, sin), dim=-1).unsqueeze(1))
 
     def at(self, start: int, n: int) -> Rotation:
-        """Tables (T, 1, R) for positions start … start+n-1, without a copy."""
+        """Tables (T, 1, K) for positions start … start+n-1, without a copy."""
         return self.cos[start : start + n], self.signed_sin[start : start + n]
 
     def at_positions(self, positions_BT: Tensor) -> Rotation:
-        """Tables (B, T, 1, R) for positions that differ between sequences."""
+        """Tables (B, T, 1, K) for positions that differ between sequences."""
         return self.cos[positions_BT], self.signed_sin[positions_BT]

@@ -4,6 +4,8 @@ positions so far, D model width.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from models.cache import Cache
@@ -24,12 +26,13 @@ class Trunk(nn.Module):
         self.token_type_embed = nn.Embedding(config.token_types, D) if config.token_types else None
         self.position_embed = nn.Embedding(config.max_seq_len, D) if config.positions == "learned" else None
         self.embedding_norm = config.norm.build(D) if config.embedding_norm else None
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(Block(config, mixer) for mixer in config.mixers)
         self.final_norm = None if config.norm_placement == "postln" else config.norm.build(D)
-        width = config.mixer.rotated_width(D)
-        self.rope = (
-            RotaryTable(width, config.mixer.rope_theta, config.max_seq_len) if width else None  # type: ignore[attr-defined]
-        )
+        rotaries = [mixer.rotary(D) for mixer in config.mixers]
+        distinct = list(dict.fromkeys(r for r in rotaries if r is not None))
+        self.ropes = nn.ModuleList(RotaryTable(rotary, config.max_seq_len) for rotary in distinct)
+        # The table of every layer, by its place; None: no rotation.
+        self.rope_of = [None if r is None else distinct.index(r) for r in rotaries]
 
     def run(
         self,
@@ -61,12 +64,12 @@ class Trunk(nn.Module):
         else:
             key_mask = cache.admit(B, T, attention_mask_BT)
         positions_BS = _positions(key_mask)
-        step = self._step(start, T, key_mask, positions_BS, attentions, remembers=cache is not None)
+        steps = self._steps(start, T, key_mask, positions_BS, attentions, remembers=cache is not None)
         x_BTD = self._embedded(input_ids_BT, token_type_ids_BT, start, positions_BS)
         for i, layer in enumerate(self.layers):
             if states is not None:
                 states.append(x_BTD)
-            x_BTD = layer(x_BTD, step, None if cache is None else cache.layers[i])
+            x_BTD = layer(x_BTD, steps[self.rope_of[i]], None if cache is None else cache.layers[i])
         if cache is not None:
             cache.n_tokens, cache.key_mask_BS = start + T, key_mask
         return x_BTD if self.final_norm is None else self.final_norm(x_BTD)
@@ -93,7 +96,7 @@ class Trunk(nn.Module):
             )
         return x_BTD if self.embedding_norm is None else self.embedding_norm(x_BTD)
 
-    def _step(
+    def _steps(
         self,
         start: int,
         n: int,
@@ -101,17 +104,20 @@ class Trunk(nn.Module):
         positions_BS: Tensor | None,
         attentions: list[Tensor] | None,
         remembers: bool,
-    ) -> Step:
-        step = Step(start=start, causal=self.config.causal, key_mask_BS=key_mask_BS, attentions=attentions)
-        if self.rope is None:
-            return step
-        if positions_BS is None:
-            step.rotation = self.rope.at(start, n)
-            step.all_rotation = self.rope.at(0, start + n) if remembers else None
-            return step
-        step.rotation = self.rope.at_positions(positions_BS[:, start:])
-        step.all_rotation = self.rope.at_positions(positions_BS) if remembers else None
-        return step
+    ) -> dict[int | None, Step]:
+        """What to tell the layers of every table (None: those without one)."""
+        plain = Step(start, key_mask_BS=key_mask_BS, attentions=attentions, causal=self.config.causal)
+        steps: dict[int | None, Step] = {None: plain}
+        for i, rope in enumerate(self.ropes):
+            assert isinstance(rope, RotaryTable)
+            if positions_BS is None:
+                rotation = rope.at(start, n)
+                all_rotation = rope.at(0, start + n) if remembers else None
+            else:
+                rotation = rope.at_positions(positions_BS[:, start:])
+                all_rotation = rope.at_positions(positions_BS) if remembers else None
+            steps[i] = replace(plain, rotation=rotation, all_rotation=all_rotation)
+        return steps
 
 
 def _positions(key_mask_BS: Tensor | None) -> Tensor | None:

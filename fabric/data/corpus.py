@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from models.parts import Part
 
@@ -70,7 +70,9 @@ class DataPart(Part):
 
 
 class CorpusConfig(DataPart):
-    """Base of every corpus; one file in `fabric/data/corpora/` each."""
+    """Base of every corpus; one file in `fabric/data/corpora/` each. `LICENSE` is its text's, where it is known."""
+
+    LICENSE: ClassVar[str | None] = None
 
     def is_here(self, cache_root: Path) -> bool:
         """Whether its files can be listed without fetching anything."""

@@ -101,32 +101,40 @@ def _walk(config_class: Any, data: Any, loc: tuple[Any, ...]) -> tuple[Path_, ty
             annotation, data = (None if model else annotation), data[key]
         elif isinstance(data, list) and isinstance(key, int) and key < len(data):
             data = data[key]
-        else:
-            continue  # the tag of a union's branch
+        else:  # the tag of a union's branch, which the data itself may leave out
+            annotation = _branch(annotation, key) or annotation
+            continue
         owner = model
         path.append(key)
     return tuple(path), owner
 
 
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The model classes of a field's type: unions and containers are looked into."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) is Annotated:
+        return _models_in(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType, list, tuple, dict):
+        return [model for inner in get_args(annotation) for model in _models_in(inner)]
+    return []
+
+
+def _branch(annotation: Any, tag: Any) -> type[BaseModel] | None:
+    """The model of a union whose `kind` is the tag."""
+    for model in _models_in(annotation):
+        field = model.model_fields.get("kind")
+        if field is not None and tag in get_args(field.annotation):
+            return model
+    return None
+
+
 def _model_of(annotation: Any, data: Any) -> type[BaseModel] | None:
-    """The model class that data is meant for: unions are told apart by `kind`, containers looked into."""
-    found: list[type[BaseModel]] = []
-
-    def collect(kind: Any) -> None:
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            found.append(kind)
-        elif get_origin(kind) is Annotated:
-            collect(get_args(kind)[0])
-        elif get_origin(kind) in (Union, types.UnionType, list, tuple, dict):
-            for inner in get_args(kind):
-                collect(inner)
-
-    collect(annotation)
+    """The model class that data is meant for; those of a union are told apart by `kind`."""
+    found = _models_in(annotation)
     if len(found) > 1 and isinstance(data, Mapping):
-        for model in found:
-            field = model.model_fields.get("kind")
-            if field is not None and data.get("kind") in get_args(field.annotation):
-                return model
+        if named := _branch(annotation, data.get("kind")):
+            return named
         keys = set(data)
         found.sort(key=lambda m: -len(keys & set(m.model_fields)))
     return found[0] if found else None
@@ -185,17 +193,24 @@ def _names(model: type[BaseModel] | None) -> list[str]:
 
 
 def _blamed(path: Path_, value: Any, message: str) -> Path_:
-    """The field that a message about a whole mapping names first (`n_heads=8 is not …`), for its line."""
-    for name in re.findall(r"([\w.]+)=", message):
-        inner, keys = value, name.split(".")
+    """The field that a message about a whole mapping names first (`n_heads=8 is not …`), for its line.
+
+    An item of a list (`pattern[1].n_heads=8 …`) is blamed also for what it takes from elsewhere.
+    """
+    for name in re.findall(r"([\w.\[\]]+)=", message):
+        keys = [int(key) if key.isdigit() else key for key in re.findall(r"\w+", name)]
+        inner, found = value, list[str | int]()
         for key in keys:
-            inner = inner.get(key, _NOTHING) if isinstance(inner, Mapping) else _NOTHING
-        if inner is not _NOTHING:
-            return (*path, *keys)
+            inside = isinstance(inner, list | Mapping) and (
+                key in inner if isinstance(inner, Mapping) else isinstance(key, int) and key < len(inner)
+            )
+            if not inside:
+                break
+            inner = inner[key]
+            found.append(key)
+        if found and (len(found) == len(keys) or isinstance(found[-1], int)):
+            return (*path, *found)
     return path
-
-
-_NOTHING = object()
 
 
 def _did_you_mean(given: str, allowed: list[str]) -> str:

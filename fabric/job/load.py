@@ -9,10 +9,12 @@ from typing import Any
 
 from fabric.data import vocab_size
 from fabric.data.config import DataConfig
+from fabric.data.disk import default_cache_root
 from fabric.evaluate.config import EvaluateConfig
 from fabric.job.document import Document, JobError, Mark, from_data, read_value, read_yaml
 from fabric.job.errors import explain, unknown_keys, validate
 from fabric.job.schema import SECTIONS, BaseSection, JobConfig, base_path
+from fabric.job.start import Start, check_agreement, find_start
 from fabric.train.config import TrainConfig
 from fabric.train.objectives.base import ObjectiveConfig
 from models.config import ModelConfig
@@ -31,12 +33,13 @@ class Override:
 
 @dataclass(frozen=True)
 class Configuration:
-    """One arm's complete settings, before a seed and a data key make trials of it."""
+    """One arm's complete settings, before a seed and a data key make trials of it; `start`: weights it begins with."""
 
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
     evaluate: EvaluateConfig
+    start: Start | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Job:
     document: Document
     source: Path | None
     scale: str | None
+    cache: Path
 
     @property
     def name(self) -> str:
@@ -70,18 +74,32 @@ class Job:
         folder = self.source.parent if self.source else Path.cwd()
         data = _with_paths(section.data, folder, base)
         evaluate = _evaluate_paths(section.evaluate, folder, base)
-        model = self._model(base, data, section.train.objective)
-        evaluate = _measurable(evaluate, section.train.objective, base)
+        start, objective = self._start(base, folder), section.train.objective
+        if start is None:
+            model = self._model(base, data, objective)
+        else:
+            model = _started_model(base, data, start, objective)
+        evaluate = _measurable(evaluate, objective, base)
         _check_lengths(base, model.max_seq_len, data.seq_len, evaluate)
-        return Configuration(model, data, section.train, evaluate)
+        return Configuration(model, data, section.train, evaluate, start)
+
+    def _start(self, base: Document, folder: Path) -> Start | None:
+        """The weights that `model.from` names."""
+        name = base.sub(("model",)).data.get("from")
+        if name is None:
+            return None
+        if not isinstance(name, str):
+            message = f"{name!r} is no text; give a path, or hub:OWNER/NAME"
+            raise explain(base, ("model", "from"), message, ("base",))
+        try:
+            return find_start(name, folder, self.cache)
+        except ValueError as error:
+            raise explain(base, ("model", "from"), str(error), ("base",)) from None
 
     def _model(self, base: Document, data: DataConfig, objective: ObjectiveConfig) -> ModelConfig:
         document = _model_document(base)
         given_vocabulary = base.sub(("model",)).data.get("vocab_size")
-        try:
-            size = vocab_size(data)
-        except ValueError as error:
-            raise explain(base, ("data", "tokenizer"), str(error), ("base",)) from None
+        size = _vocab_size(base, data)
         needed = size + objective.EXTRA_IDS
         if given_vocabulary is None:
             document.data["vocab_size"] = needed
@@ -104,10 +122,11 @@ class Job:
         return model
 
 
-def _model_document(base: Document) -> Document:
-    """What is said about the model, laid on its preset."""
+def _model_document(base: Document, whole: bool = False) -> Document:
+    """What is said about the model, laid on its preset; `whole`: on all the preset says of weights that exist."""
     given = base.sub(("model",))
     name = given.data.pop("preset", None)
+    given.data.pop("from", None)
     document = Document({})
     if name is not None:
         if not isinstance(name, str) or name not in PRESETS:
@@ -115,15 +134,44 @@ def _model_document(base: Document) -> Document:
             raise explain(base, ("model", "preset"), message, ("base",))
         preset = PRESETS[name]
         body = preset if isinstance(preset, Mapping) else preset.model_dump()
+        if whole:
+            body = ModelConfig.model_validate(body).model_dump(mode="json", exclude={"init"})
         mark = base.mark(("model", "preset"))
         document = from_data(dict(body), Mark(f"{mark} (preset {name})"))
     for key in given.data if name is None else ():
-        known = [*ModelConfig.model_fields, "preset"]
-        if key not in known and nearest(key, known) == "preset":
-            message = f"unknown key {key!r}; did you mean 'preset'?"
+        known = [*ModelConfig.model_fields, "preset", "from"]
+        if key not in known and (meant := nearest(key, known)) in ("preset", "from"):
+            message = f"unknown key {key!r}; did you mean {meant!r}?"
             raise explain(base, ("model", key), message, ("base",))
     document.merge(given)
     return document
+
+
+def _started_model(base: Document, data: DataConfig, start: Start, objective: ObjectiveConfig) -> ModelConfig:
+    """The architecture of the weights, with the job's `max_seq_len`; whatever else is written must agree with it."""
+    document = _model_document(base, whole=True)
+    longest = document.data.pop("max_seq_len", start.model.max_seq_len)
+    check_agreement(document, start)
+    if (size := _vocab_size(base, data)) > start.model.vocab_size:
+        raise explain(
+            base, ("data", "tokenizer"),
+            f"its {size} ids are more than the {start.model.vocab_size} of the weights in {start.source}; use the "
+            "tokenizer they were trained with: tokenizer: {kind: file, path: its tokenizer.json}", ("base",),
+        )  # fmt: skip
+    body = Document({**start.model.model_dump(exclude_unset=True), "max_seq_len": longest}, document.marks)
+    model: ModelConfig = validate(ModelConfig, body, ("base", "model"))
+    try:
+        objective.check_model(model)
+    except ValueError as error:
+        raise explain(base, ("train", "objective"), str(error), ("base",)) from None
+    return model
+
+
+def _vocab_size(base: Document, data: DataConfig) -> int:
+    try:
+        return vocab_size(data)
+    except ValueError as error:
+        raise explain(base, ("data", "tokenizer"), str(error), ("base",)) from None
 
 
 def _check_lengths(base: Document, longest: int, seq_len: int, evaluate: EvaluateConfig) -> None:
@@ -179,10 +227,14 @@ def _evaluate_paths(evaluate: EvaluateConfig, folder: Path, base: Document) -> E
 
 
 def load_job(
-    source: str | Path | Mapping[str, Any], scale: str | None = None, overrides: Iterable[str] = ()
+    source: str | Path | Mapping[str, Any],
+    scale: str | None = None,
+    overrides: Iterable[str] = (),
+    cache: Path | None = None,
 ) -> Job:
     """Load a job file (or a mapping of the same form) at a scale, with `--set path=value` overrides.
 
+    `cache` is where weights that `model.from` names are kept (the user's own cache folder by default).
     Raises JobError: one line a mistake, with file, line, key, what is allowed and the nearest valid name.
     """
     if isinstance(source, Mapping):
@@ -202,7 +254,7 @@ def load_job(
     for text in overrides:
         _lay_set(document, text)
     config = validate(JobConfig, document)
-    job = Job(config, document, path, scale)
+    job = Job(config, document, path, scale, cache or default_cache_root())
     job.configure()
     for name in others:
         _check_paths(written.copy(), scales, name)

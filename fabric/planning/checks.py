@@ -95,6 +95,7 @@ def check_points(job: Job, points: Sequence[Arm], arms: Sequence[Arm]) -> None:
         key = "".join(
             s.model_dump_json() for s in (configuration.model, configuration.data, configuration.train)
         )
+        key += "" if configuration.start is None else configuration.start.key
         if key in seen and point.overrides:
             message = f"{point.name} is the same as {seen[key]}"
             raise JobError([f"{point.overrides[-1].mark}: search.axes: {message}; list each value once"])

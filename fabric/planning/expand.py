@@ -85,7 +85,7 @@ def label(value: Any) -> str:
 
 def _long_label(value: Any) -> str:
     if isinstance(value, dict):
-        return "_".join(label(v) if k == "kind" else f"{k}={label(v)}" for k, v in value.items())
+        return "_".join(label(v) if k == "kind" else f"{k}={label(v)}" for k, v in value.items()) or "{}"
     return repr(value) if isinstance(value, float) else label(value)
 
 

@@ -45,6 +45,12 @@ def matched_configuration(
         model, mismatch = matched(configuration.model, base.model, what, configuration.data.seq_len)
     except ValueError as error:
         raise explain(job.document, ("search", "match"), str(error)) from None
+    if configuration.start is not None and model != configuration.model:
+        message = (
+            f"{what}: an arm that starts from {configuration.start.source} has the widths of its weights and cannot "
+            "be matched; leave match out"
+        )
+        raise explain(job.document, ("search", "match"), message)
     return replace(configuration, model=model), mismatch
 
 
@@ -53,20 +59,20 @@ def matched(model: ModelConfig, target: ModelConfig, what: What, seq_len: int) -
     """The model with its width solved for the target's cost, and the relative mismatch that is left.
 
     Parameters and FLOPs are matched by the feed-forward width `ffn.d_ff`, state by the mixer's own width (head or
-    latent size). A model that costs the same as it is stays as it is. Raises ValueError when the model has no such
-    width, or none comes nearer than half or twice the target.
+    latent size; layers of a `mixer_pattern` all get the same). A model that costs the same as it is stays as it is.
+    Raises ValueError when the model has no such width, or none comes nearer than half or twice the target.
     """
     cost = _cost(what, seq_len)
     goal = cost(target)
     if cost(model) == goal:
         return model, 0.0
     section, names = WIDTHS[what]
-    part = getattr(model, section)
-    name = next((n for n in names if n in type(part).model_fields), None)
+    parts = dict.fromkeys(model.mixers if section == "mixer" else (model.ffn,))
+    kinds = " and ".join(dict.fromkeys(repr(part.kind) for part in parts))
+    name = next((n for n in names if all(n in type(part).model_fields for part in parts)), None)
     if name is None:
-        raise ValueError(
-            f"{what}: {section} {part.kind!r} has no width to solve (it has none of {', '.join(names)})"
-        )
+        lacks = "it has none" if len(parts) == 1 else "they share none"
+        raise ValueError(f"{what}: {section} {kinds} has no width to solve ({lacks} of {', '.join(names)})")
     tried: dict[int, ModelConfig] = {}
 
     def at(width: int) -> float:
@@ -78,7 +84,7 @@ def matched(model: ModelConfig, target: ModelConfig, what: What, seq_len: int) -
     mismatch = cost(tried[width]) / goal - 1.0
     if not -0.5 < mismatch < 1.0:
         raise ValueError(
-            f"{what}: no {section}.{name} of {part.kind!r} comes near the base's {goal:,.0f} "
+            f"{what}: no {section}.{name} of {kinds} comes near the base's {goal:,.0f} "
             f"(the nearest, {width}, has {cost(tried[width]):,.0f}); change the arm, or leave match out"
         )
     return tried[width], mismatch
@@ -95,7 +101,12 @@ def _cost(what: What, seq_len: int) -> Callable[[ModelConfig], float]:
 def _with_width(model: ModelConfig, section: str, name: str, width: int) -> ModelConfig:
     # Only what was set: some fields may not even be written at their default beside others.
     body = model.model_dump(exclude_unset=True)
-    body[section][name] = width
+    parts, bodies = [getattr(model, section)], [body[section]]
+    if section == "mixer" and model.mixer_pattern:
+        parts, bodies = parts + list(model.mixer_pattern), bodies + list(body["mixer_pattern"])
+    for part, fields in zip(parts, bodies, strict=True):
+        if name in type(part).model_fields:  # a mixer that no layer uses may lack it
+            fields[name] = width
     return ModelConfig.model_validate(body)
 
 

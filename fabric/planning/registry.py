@@ -68,6 +68,7 @@ class Registry:
             train=configuration.train,
             evaluate=configuration.evaluate,
             seed=seed,
+            weights=None if configuration.start is None else configuration.start.key,
             threads=self.machine.threads,
             device=self.machine.device,
         )

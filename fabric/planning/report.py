@@ -16,6 +16,7 @@ from fabric.data.disk import default_cache_root
 from fabric.job.content import naming_corpus
 from fabric.job.document import JobError
 from fabric.job.load import Job, load_job
+from fabric.job.start import Start
 from fabric.planning.cost import (
     disk_bytes,
     evaluation_flops,
@@ -88,6 +89,7 @@ class Plan:
     later: list[Placeholder]
     arms: list[ArmCost]
     warnings: list[str]
+    starts: list[str]
     slots: int
     threads: int
     limit: str
@@ -114,7 +116,7 @@ def plan(
 
     Raises JobError when the job is not valid (every arm of every phase is checked).
     """
-    loaded = load_job(job, scale, overrides)
+    loaded = load_job(job, scale, overrides, cache_root(out))
     store = Store(out_root(loaded, out))
     study = _dry_study(loaded, store, out, strict_numerics)
     later = _placeholders(study)
@@ -129,6 +131,7 @@ def plan(
         later=later,
         arms=[_arm_cost(study, p, a) for p in study.phases for a in p.arms],
         warnings=[*_warnings(study), *excess],
+        starts=_starts(study),
         slots=slots.slots,
         threads=slots.threads,
         limit=slots.limit,
@@ -285,13 +288,27 @@ def _warnings(study: Study) -> list[str]:
     return found
 
 
+def _starts(study: Study) -> list[str]:
+    """Which weights arms start from, in sentences."""
+    arms: dict[Start, list[str]] = {}
+    for phase in study.phases:
+        for arm in phase.arms:
+            if arm.configuration.start is not None:
+                arms.setdefault(arm.configuration.start, []).append(f"{phase.name}/{arm.arm.name}")
+    return [
+        f"{', '.join(names)}: from the weights of {start.source} ({start.key[:12]}), whatever the seed: seeds change "
+        "the order of the data only"
+        for start, names in arms.items()
+    ]
+
+
 def _detectable(study: Study, store: Store) -> float | None:
     """The smallest difference this plan could detect, from the spread of finished runs of the same size."""
     from fabric.analysis.noise import seed_spread
 
     spread = seed_spread(store, study)
     n = len(study.search.seeds)
-    if spread is None or n < 2:
+    if not spread or n < 2:  # seeds that end alike, to the last bit, say nothing about noise
         return None
     # Holm's first step: the level is shared by all comparisons of the phase.
     n_compared = max((len(p.arms) - 1 for p in study.phases), default=1)

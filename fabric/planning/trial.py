@@ -24,7 +24,10 @@ NOT_NUMBERS = ("micro_batch_size", "checkpoint", "log_every_steps", "compile")
 
 
 class TrialSpec(Config):
-    """Everything one training process needs. `data_key` names the token cache's content, `data` how to get it."""
+    """Everything one training process needs. `data_key` names the token cache's content, `data` how to get it.
+
+    `weights` is the hash of the file training starts from (`fabric.train.start`); None: initial values of the seed.
+    """
 
     model: ModelConfig
     data: DataConfig
@@ -32,6 +35,7 @@ class TrialSpec(Config):
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     seed: int = Field(ge=0)
+    weights: str | None = None
     threads: int = Field(default=1, ge=1)
     device: Literal["cpu", "cuda"] = "cpu"
 
@@ -64,6 +68,8 @@ class TrialSpec(Config):
             "train": train,
             "seed": self.seed,
         }
+        if self.weights is not None:
+            identity["weights"] = self.weights
         if self.train.early_stop is not None:
             evaluate = self.evaluate
             identity["early_stop_sees"] = [evaluate.every_tokens, evaluate.times, evaluate.val_tokens]

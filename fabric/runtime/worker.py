@@ -16,6 +16,7 @@ from fabric.planning.trial import TrialSpec
 from fabric.runtime.connect import ROOT, SourcesDifferError, source_hash
 from fabric.store import Store
 from fabric.train.directive import Continue, Directive
+from fabric.train.start import weights_file
 
 _CACHES: dict[str, TokenCache] = {}
 
@@ -66,6 +67,7 @@ def perform(task: Mapping[str, Any], report: Any) -> None:
         report=report,
         rung_tokens=task["rungs"],
         micro_batch_size=task["micro_batch_size"],
+        weights=None if spec.weights is None else weights_file(task["cache"], spec.weights),
         provenance={"invocation": task["invocation"], "source_hash": task["source_hash"]},
     )
 

@@ -6,6 +6,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from fabric.data import Batches
 from fabric.train import meters, process
 from fabric.train.checkpoint import load_checkpoint
 from fabric.train.memory import OutOfMemory, PeakMemory, is_out_of_memory
+from fabric.train.start import started
 from fabric.train.state import LoopState
 from fabric.train.step import Stepper
 from fabric.train.stopping import Divergence
@@ -30,12 +32,12 @@ MAX_CONSECUTIVE_SKIPS = 40
 
 
 class Engine:
-    """Model, optimizer, data order and `state` of one trial on one device.
+    """Model, optimizer, data order and `state` of one trial on one device; `weights` is the file it starts from.
 
     `diverged` is None, or the reason (with the step) as soon as a step's figures were read and found wrong.
     """
 
-    def __init__(self, trial: TrialSpec, cache: TokenCache) -> None:
+    def __init__(self, trial: TrialSpec, cache: TokenCache, weights: Path | None = None) -> None:
         self.trial, self.config = trial, trial.train
         self.seq_len = trial.data.seq_len
         self.tokens_per_step = self.config.batch_size * self.seq_len
@@ -50,7 +52,11 @@ class Engine:
         self.new_events: list[dict[str, Any]] = []
         self.peak_memory = PeakMemory(trial.device)
         self.n_ids = _n_ids(trial, cache)
-        self.model = self.config.objective.build(trial.model, trial.seed, trial.device)
+        if trial.weights is None:
+            self.model = self.config.objective.build(trial.model, trial.seed, trial.device)
+        else:
+            self.config.objective.check_model(trial.model)
+            self.model = started(trial, weights)
         optimizer = self.config.optimizer.build(self.model)
         self.stepper = Stepper(self.model, optimizer, self.config, trial.device)
         # Reading a loss waits for the device: every step where that costs nothing, else when it is asked for.

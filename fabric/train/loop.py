@@ -13,6 +13,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fabric.evaluate import lm
@@ -41,6 +42,7 @@ def run(
     provenance: Mapping[str, Any] | None = None,
     clock: Callable[[], float] = time.monotonic,
     micro_batch_size: int | None = None,
+    weights: Path | None = None,
 ) -> Outcome:
     """Train `trial` to its end, or to where `report` says; returns how it ended.
 
@@ -48,7 +50,7 @@ def run(
     A rung's checkpoint is on disk before its report; everything final is on disk before the last report. A finished
     trial trains nothing and reports its final row, measured again when `trial.evaluate` wants other measurements. An
     evaluated row on disk whose report may not have been delivered (the process died) is reported again on resume.
-    `micro_batch_size` overrides the trial's and a checkpoint's.
+    `micro_batch_size` overrides the trial's and a checkpoint's; `weights` is the file whose hash `trial.weights` is.
 
     Divergence is an `Outcome`, not an error. Raises what went wrong otherwise, after writing it to the status:
     `OutOfMemory` when not even a micro-batch of one fits; SystemExit and KeyboardInterrupt leave the trial resumable.
@@ -73,7 +75,7 @@ def run(
     training: _Training | None = None
     try:
         with _no_collection():
-            training = _Training(trial, attempt, cache, report, rung_tokens, clock)
+            training = _Training(trial, attempt, cache, report, rung_tokens, clock, weights)
             if newest is not None:
                 training.resume(newest[1], record, before)
                 newest = None  # its bytes are as large as the model and the optimizer
@@ -135,10 +137,11 @@ class _Training:
         report: Report,
         rung_tokens: Sequence[int],
         clock: Callable[[], float],
+        weights: Path | None,
     ) -> None:
         self.trial, self.config, self.cache, self.report = trial, trial.train, cache, report
         self.attempt, self.recorder = attempt, Recorder(attempt, trial.train.checkpoint, clock)
-        self.engine = Engine(trial, cache)
+        self.engine = Engine(trial, cache, weights)
         self.n_steps = self.engine.n_steps
         self.calendar = calendar(self.n_steps, self.engine.tokens_per_step, trial.evaluate, rung_tokens)
         self.redeliver: dict[str, Any] | None = None

@@ -27,7 +27,7 @@ def _new_mask(
     return _additive(seen, dtype)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)  # windows of one model, at the length of training and of evaluation
 def _kept_mask(
     n_queries: int, n_keys: int, causal: bool, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> Tensor:

@@ -15,11 +15,16 @@ from torch import Tensor, nn
 
 from kernels.attention import attention, reference
 from models.parts import Part, divisors_in_words
+from models.rope import Rotary
+from models.rope_scaling import RopeScaling
 
 if TYPE_CHECKING:
     from models.cache import LayerState
     from models.norms import NormConfig
     from models.rope import Rotation
+
+# What a layer without positions has no use for.
+ROPE_FIELDS = ("rope_theta", "rope_scaling", "rotary_fraction")
 
 
 @dataclass
@@ -75,9 +80,9 @@ class MixerConfig(Part):
         """Of `flops_per_token`, what one layer spends on each token that a token sees; 0 where it forms no pairs."""
         return 0.0
 
-    def rotated_width(self, d_model: int) -> int:
-        """Components per head that RoPE turns; 0: no RoPE."""
-        return 0
+    def rotary(self, d_model: int) -> Rotary | None:
+        """How the layer rotates queries and keys; None: it does not."""
+        return None
 
     def n_slots(self, seq_len: int) -> int:
         """Positions remembered after `seq_len` tokens: all, or the window's."""
@@ -104,32 +109,43 @@ class AttentionConfig(MixerConfig):
 
     `window` W: a token sees W keys, itself included (None: all). `qk_norm`: RMSNorm of queries and keys
     before RoPE, per head with shared weights ("head": Qwen3, arXiv 2505.09388) or over all heads at once
-    ("full": OLMo 2, arXiv 2501.00656).
+    ("full": OLMo 2, arXiv 2501.00656). `rope_scaling`: frequencies for texts longer than those of
+    training.
     """
 
     CAUSAL_ONLY: ClassVar[bool] = False
     n_heads: int = Field(gt=0, le=1 << 16)
     rope_theta: float = Field(default=10000.0, gt=0)
+    rope_scaling: RopeScaling | None = None
     qk_norm: Literal["none", "head", "full"] = "none"
-
-    @model_validator(mode="after")
-    def _rope_is_used(self) -> AttentionConfig:
-        # At its default it may be a record's, which writes every field out.
-        default = type(self).model_fields["rope_theta"].default
-        if getattr(self, "position", None) == "nope" and self.rope_theta != default:
-            raise ValueError("rope_theta has no effect with position='nope'; leave it out")
-        return self
 
     def head_width(self, d_model: int) -> int:
         """K: width of one head."""
         head_dim: int | None = getattr(self, "head_dim", None)
         return d_model // self.n_heads if head_dim is None else head_dim
 
-    def rotated_width(self, d_model: int) -> int:
+    @model_validator(mode="after")
+    def _rope_settings_are_used(self) -> AttentionConfig:
+        if getattr(self, "position", "rope") != "nope":
+            return self
+        fields = type(self).model_fields
+        for name in ROPE_FIELDS:
+            if name in fields and getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name} has no effect with position='nope'; leave it out")
+        return self
+
+    def turned_width(self, d_model: int) -> int:
+        """Components per head that RoPE turns; 0: no RoPE."""
         return self.head_width(d_model)
 
     def flops_per_pair(self, d_model: int) -> float:
         return 4 * self.n_heads * self.head_width(d_model)
+
+    def rotary(self, d_model: int) -> Rotary | None:
+        turned = self.turned_width(d_model)
+        if not turned:
+            return None
+        return Rotary(self.head_width(d_model), turned, self.rope_theta, self.rope_scaling)
 
     def check(self, d_model: int) -> None:
         if getattr(self, "head_dim", None) is None and d_model % self.n_heads:
@@ -137,7 +153,7 @@ class AttentionConfig(MixerConfig):
                 f"mixer.n_heads={self.n_heads} does not divide d_model={d_model}; "
                 f"use {divisors_in_words(d_model, self.n_heads)}, or set mixer.head_dim"
             )
-        if self.rotated_width(d_model) % 2:
+        if self.turned_width(d_model) and self.head_width(d_model) % 2:
             raise ValueError(
                 f"mixer.head_dim={self.head_width(d_model)} is odd, RoPE turns pairs: make d_model / n_heads "
                 "even, or set an even mixer.head_dim"
@@ -159,12 +175,13 @@ class AttentionConfig(MixerConfig):
 class GroupedHeads(AttentionConfig):
     """Attention whose query heads may share key/value heads.
 
-    `position` "nope": queries and keys are not rotated, so the mixer itself knows no order. `bias`: of all four
-    projections (BERT, GPT-2).
+    `position` "nope": no rotary positions (arXiv 2305.19466). `rotary_fraction`: the part of each head that
+    turns (GLM-4: half; see `models.rope` for which). `bias`: of all four projections (BERT, GPT-2).
     """
 
     head_dim: int | None = Field(default=None, gt=0)
     position: Literal["rope", "nope"] = "rope"
+    rotary_fraction: float = Field(default=1.0, gt=0, le=1)
     bias: bool = False
 
     @property
@@ -179,12 +196,21 @@ class GroupedHeads(AttentionConfig):
                 f"n_heads={self.n_heads} is not divisible by n_kv_heads={self.n_groups}; "
                 f"use {divisors_in_words(self.n_heads, self.n_groups)}"
             )
-        if self.position != "nope" and self.head_dim is not None and self.head_dim % 2:
+        if self.head_dim is not None and self.head_dim % 2 and self.position == "rope":
             raise ValueError(f"head_dim={self.head_dim} is odd, RoPE turns pairs; use {self.head_dim + 1}")
         return self
 
-    def rotated_width(self, d_model: int) -> int:
-        return 0 if self.position == "nope" else self.head_width(d_model)
+    def turned_width(self, d_model: int) -> int:
+        return 0 if self.position == "nope" else int(self.head_width(d_model) * self.rotary_fraction)
+
+    def check(self, d_model: int) -> None:
+        super().check(d_model)
+        turned, width = self.turned_width(d_model), self.head_width(d_model)
+        if self.position == "rope" and (turned < 2 or turned % 2):
+            raise ValueError(
+                f"mixer.rotary_fraction={self.rotary_fraction} turns {turned} of {width} components of a head, "
+                f"RoPE turns pairs: use {max(2, turned + turned % 2) / width:g}, or leave it out"
+            )
 
     def n_params(self, d_model: int) -> int:
         K, H, G = self.head_width(d_model), self.n_heads, self.n_groups

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.mixers.base import AttentionConfig, Step, attend, in_order, remember
 from models.norms import NormConfig, RMSNorm
-from models.rope import rotate
+from models.rope import Rotary, rotate
 
 if TYPE_CHECKING:
     from models.cache import LayerState
@@ -44,8 +44,8 @@ class MLAConfig(AttentionConfig):
     def check(self, d_model: int) -> None:
         """Heads have widths of their own: every d_model fits."""
 
-    def rotated_width(self, d_model: int) -> int:
-        return self.qk_rope_dim
+    def rotary(self, d_model: int) -> Rotary:
+        return Rotary(self.qk_rope_dim, self.qk_rope_dim, self.rope_theta, self.rope_scaling)
 
     def build(self, d_model: int, norm: NormConfig) -> nn.Module:
         return LatentAttention(self, d_model, norm.eps)
@@ -125,6 +125,8 @@ class LatentAttention(nn.Module):
             q_width, k_width = config.qk_norm_widths(H, H, config.qk_nope_dim)
             self.q_norm, self.k_norm = RMSNorm(q_width, eps), RMSNorm(k_width, eps)
         self.scale = config.qk_width**-0.5
+        if config.rope_scaling is not None:
+            self.scale *= config.rope_scaling.score_scale
 
     def forward(self, x_BTD: Tensor, step: Step, state: LayerState | None = None) -> Tensor:
         config = self.config

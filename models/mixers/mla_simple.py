@@ -36,7 +36,7 @@ class MLASimpleConfig(AttentionConfig):
             raise ValueError(f"head_dim={self.head_dim} is odd, RoPE turns pairs; use {self.head_dim + 1}")
         return self
 
-    def rotated_width(self, d_model: int) -> int:
+    def turned_width(self, d_model: int) -> int:
         return 0 if self.position == "nope" else self.head_width(d_model)
 
     def build(self, d_model: int, norm: NormConfig) -> nn.Module:

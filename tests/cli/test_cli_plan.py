@@ -126,3 +126,18 @@ def test_plan_of_what_fits_on_no_machine_is_still_a_plan(cli, tmp_path):
     )
     assert made["slots"] == 0
     assert any("this machine cannot run it" in w for w in made["warnings"])
+
+
+def test_plan_of_an_axis_of_patterns(cli, tmp_path):
+    patterns = "[null, [{}, {window: 8, position: nope}], [{}, {kind: mha, n_heads: 4}]]"
+    axis = f"search.axes=[{{path: model.mixer_pattern, values: {patterns}}}]"
+    made = cli.json("plan", write_job(tmp_path), "--out", tmp_path / "nowhere", "--json", "--set", axis)
+    assert [a["arm"] for a in made["arms"]] == [
+        "mixer_pattern=none",
+        "mixer_pattern={},window=8_position=nope",
+        "mixer_pattern={},mha",
+    ]
+    plain, windowed, wider = (a["n_params"] for a in made["arms"])
+    assert plain == windowed
+    assert wider == plain + 2 * 32 * 16  # keys and values of two more heads in the second layer
+    assert len({t["id"] for t in made["trials"]}) == 6

@@ -13,7 +13,7 @@ import pytest
 from cli_kit import JOB, write_job
 
 import fabric
-from fabric import exporting
+from fabric import trained
 from fabric.planning.trial import TrialSpec
 
 
@@ -72,7 +72,7 @@ def test_an_exported_tokenizer_knows_its_end_and_its_length(cli, tmp_path, kind)
         (tmp_path / "own.json").write_text(stored.replace("<|endoftext|>", "</s>"))
     cli("run", job, "--out", out, "--set", f"data.tokenizer={tokenizer[kind]}", "--set", "train.tokens=512")
     cli("export", out / "tiny", "--out", tmp_path / "exported")
-    ours = exporting.load_trained(out / "tiny").tokenizer
+    ours = trained.load_trained(out / "tiny").tokenizer
     theirs = AutoTokenizer.from_pretrained(tmp_path / "exported")
     assert (
         theirs.eos_token_id == AutoConfig.from_pretrained(tmp_path / "exported").eos_token_id == ours.eos_id

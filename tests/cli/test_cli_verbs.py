@@ -214,7 +214,7 @@ def llama_like(swept):
 def test_export_gives_a_folder_that_transformers_loads_with_the_same_logits(cli, swept, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from fabric.exporting import load_trained
+    from fabric.trained import load_trained
 
     trial, folder = llama_like(swept), tmp_path / "exported"
     assert str(folder) in cli("export", trial, "--out", folder)
@@ -227,14 +227,6 @@ def test_export_gives_a_folder_that_transformers_loads_with_the_same_logits(cli,
     assert tokenizer("the cat sat on her mat")["input_ids"] == ids[0].tolist()
     assert theirs.config.eos_token_id == trained.tokenizer.eos_id
     assert "val_loss" in (folder / "README.md").read_text()
-
-
-def test_export_of_what_transformers_does_not_have_says_which_it_has_and_leaves_nothing(cli, swept, tmp_path):
-    other = next(t for t in (swept.root / "trials").iterdir() if t.name != llama_like(swept).name
-                 and "sandwich" in (t / "trial.json").read_text())  # fmt: skip
-    cli("export", other, "--out", tmp_path / "no", code=2)
-    assert "LlamaForCausalLM" in cli.err
-    assert not (tmp_path / "no").exists()
 
 
 def test_doctor(cli, tmp_path):

@@ -118,13 +118,89 @@ def test_an_encoder_that_knows_no_order_warns():
         assert warnings(config, 16) == []
 
 
-def test_configs_are_frozen_and_survive_json():
-    config = preset("qwen3-tiny")
+@pytest.mark.parametrize(
+    ("pattern", "n_layers", "expected"),
+    [
+        ([{}, {"window": None}], 2, ["window=8 of mixer_pattern[0] has no effect: texts have 8 tokens"]),
+        (
+            [{}, {"qk_norm": "head"}, {"window": 3}],
+            3,
+            ["window=8 of mixer_pattern[0], mixer_pattern[1] has no"],
+        ),
+        ([{}, {"window": 9}], 2, ["window=8 of mixer_pattern[0]", "window=9 of mixer_pattern[1]"]),
+        ([{"window": 3}, {"window": 4}], 2, ["mixer.window=8 has no effect: every entry"]),
+        (
+            [{"window": 3}, {"window": 4}, {}],
+            2,
+            ["mixer_pattern has 3 entries for 2 layers: those from [2] on have no effect", "mixer.window=8"],
+        ),
+        (
+            [{"window": 3}, {"window": None, "position": "nope"}, {"window": 3}],
+            2,
+            ["3 entries for 2", "mixer.window"],
+        ),
+    ],
+)
+def test_parts_of_a_pattern_without_effect_warn(pattern, n_layers, expected):
+    config = config_of({**MHA, "window": 8}, mixer_pattern=pattern, n_layers=n_layers)
+    found = warnings(config, seq_len=8)
+    assert len(found) == len(expected)
+    assert all(words in line for words, line in zip(expected, found, strict=True))
+
+
+def test_a_pattern_holds_whole_mixers_in_turn():
+    mixer = {**MHA, "rope_theta": 500.0, "window": 8}
+    latent = {"kind": "mla_simple", "n_heads": 2, "latent_dim": 4}
+    config = config_of(mixer, mixer_pattern=[{}, {"position": "nope", "window": None}, latent], n_layers=5)
+    assert [m.kind for m in config.mixers] == ["mha", "mha", "mla_simple", "mha", "mha"]
+    plain, nope = config.mixers[:2]
+    assert plain == config.mixer
+    # What only rotating layers use is not laid on one that does not rotate.
+    assert (nope.position, nope.window, nope.rope_theta) == ("nope", None, 10000.0)
+    assert config_of(mixer).mixers == (plain, plain)
+    assert config_of(mixer).mixer_pattern is None
+    assert config.replace(d_model=64).mixer_pattern == config.mixer_pattern
+
+
+def test_a_new_mixer_beside_an_old_pattern_is_refused():
+    config = config_of(MHA, mixer_pattern=[{}, {"window": 4}])
+    with pytest.raises(ValueError, match="a new mixer would reach no layer"):
+        config.replace(mixer={**MHA, "window": 2})
+    assert config.replace(mixer={**MHA, "window": 2}, mixer_pattern=None).mixers[1].window == 2
+
+
+@pytest.mark.parametrize(
+    ("entry", "location", "words"),
+    [
+        ({"windw": 4}, ("mixer_pattern", 1, "mha", "windw"), "Extra inputs"),
+        ({"kind": "mhq"}, ("mixer_pattern", 1), "'gqa', 'mha', 'mla', 'mla_simple'"),
+        ({"n_heads": 5}, (), "mixer_pattern[1].n_heads=5 does not divide d_model=32"),
+        ({"rotary_fraction": 0.4}, (), "mixer_pattern[1].rotary_fraction=0.4 turns 3 of 8 components"),
+        ({"head_dim": 7}, ("mixer_pattern", 1, "mha"), "head_dim=7 is odd"),
+    ],
+)
+def test_mistakes_in_a_pattern_say_where_and_what(entry, location, words):
+    with pytest.raises(ValidationError) as error:
+        config_of(MHA, mixer_pattern=[{}, entry])
+    (problem,) = error.value.errors()
+    assert problem["loc"] == location
+    assert words in problem["msg"]
+
+
+def test_odd_heads_are_fine_without_rotation():
+    model = build(config_of({**MHA, "head_dim": 7, "position": "nope"}))
+    assert model.layers[0].mixer.width == 7
+
+
+@pytest.mark.parametrize("name", ["qwen3-tiny", "olmo3-tiny", "exaone4-hybrid-tiny", "deepseek-v3-tiny"])
+def test_configs_are_frozen_and_survive_json(name):
+    config = preset(name)
     with pytest.raises(ValidationError):
         config.d_model = 3
     assert ModelConfig.model_validate_json(config.model_dump_json()) == config
-    wider = config.replace(d_model=128)
-    assert (wider.d_model, wider.mixer) == (128, config.mixer)
+    assert config.replace() == config
+    wider = config.replace(d_model=144)
+    assert (wider.d_model, wider.mixer) == (144, config.mixer)
     with pytest.raises(ValidationError):
         config.replace(d_modl=128)
 

@@ -124,11 +124,13 @@ def test_flops_of_an_encoder_are_those_counted(name, window):
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         build(config)(ids_of(1, T))
     # The counter takes all pairs for visible, and MLA's heads for as wide as their wider side.
-    mixer, seen = config.mixer, sum(abs(i - j) < (window or T) for i in range(T) for j in range(T))
-    one_pair = counted = mixer.flops_per_pair(config.d_model)
-    if mixer.kind == "mla":
-        counted = 4 * mixer.n_heads * max(mixer.qk_width, mixer.v_head_dim)
-    invisible = config.n_layers * (counted * T * T - one_pair * seen)
+    invisible = 0
+    for mixer in config.mixers:
+        seen = sum(abs(i - j) < (mixer.window or T) for i in range(T) for j in range(T))
+        one_pair = counted = mixer.flops_per_pair(config.d_model)
+        if mixer.kind == "mla":
+            counted = 4 * mixer.n_heads * max(mixer.qk_width, mixer.v_head_dim)
+        invisible += counted * T * T - one_pair * seen
     assert flops_per_token(config, T) * T == pytest.approx(counter.get_total_flops() - invisible, rel=1e-12)
     assert state_bytes(config, T) == 0
 

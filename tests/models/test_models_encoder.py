@@ -33,7 +33,7 @@ def changed_at(ids, t):
 def test_each_token_reaches_those_on_both_sides_as_far_as_the_window(mixer, placement):
     model, ids = encoder_of(mixer, placement), ids_of(2, 24)
     before = model.hidden(ids)
-    reach = 2 * (mixer["window"] - 1) if mixer["window"] else 24  # of two layers
+    reach = sum((m.window or 24) - 1 for m in model.config.mixers)
     for t in (0, 11, 23):
         difference = (model.hidden(changed_at(ids, t)) - before).abs().amax(dim=(0, 2))
         distance = (torch.arange(24) - t).abs()
@@ -66,11 +66,11 @@ def test_attentions_and_hidden_states_are_those_used(mixer, placement):
     assert torch.equal(shown.hidden_states[-1], shown.last_hidden_state)
     assert len(shown.hidden_states) == 3
     assert len(shown.attentions) == 2
-    for weights in shown.attentions:
+    for weights, layer in zip(shown.attentions, model.config.mixers, strict=True):
         assert weights.shape == (2, 4, 12, 12)
         torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 12))
         distance = (torch.arange(12)[:, None] - torch.arange(12)).abs()
-        seen = distance < (mixer["window"] or 12)
+        seen = distance < (layer.window or 12)
         assert ((weights > 0) == seen).all()
 
 

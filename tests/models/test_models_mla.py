@@ -76,20 +76,20 @@ def simple_latent_attention(layer, x_TD, config, eps):
 def test_simple_form_against_a_loop_oracle(position, qk_norm, window):
     mixer = example(MIXERS["mla_simple"], position=position, qk_norm=qk_norm, window=window)
     model = build(config_of(mixer), seed=2).double()
-    if model.rope is not None:
+    for rope in model.ropes:
         # The tables are made in fp32; the oracle's angles are exact.
         angles = torch.arange(64.0, dtype=torch.float64)[:, None] * 10000.0 ** (
             -torch.arange(4.0).double() / 4
         )
-        model.rope.cos.copy_(angles.cos().repeat(1, 2)[:, None])
-        model.rope.signed_sin.copy_(torch.cat((-angles.sin(), angles.sin()), 1)[:, None])
+        rope.cos.copy_(angles.cos().repeat(1, 2)[:, None])
+        rope.signed_sin.copy_(torch.cat((-angles.sin(), angles.sin()), 1)[:, None])
     layer = model.layers[0].mixer
     assert isinstance(layer, SimpleLatentAttention)
     for name, weight in layer.named_parameters():
         if name.endswith("norm.weight"):
             weight.copy_(torch.linspace(0.5, 1.5, len(weight)))
     x_TD = torch.randn(7, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    rotation = None if model.rope is None else model.rope.at(0, 7)
+    rotation = model.ropes[0].at(0, 7) if model.ropes else None
     ours = layer(x_TD[None], Step(rotation=rotation))[0]
     oracle = simple_latent_attention(layer, x_TD, layer.config, eps=1e-5)
     torch.testing.assert_close(ours, oracle, atol=1e-12, rtol=1e-12)

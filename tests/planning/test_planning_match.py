@@ -97,3 +97,31 @@ def test_a_mixer_without_a_state_width_says_so(monkeypatch):
     base = preset("smollm-tiny")
     with pytest.raises(ValueError, match="mixer 'mha' has no width to solve"):
         matched(base.replace(mixer={"kind": "mha", "n_heads": 4}), base, "state", 77)
+
+
+def test_state_is_matched_in_every_layer_of_a_pattern():
+    base = preset("smollm-tiny")
+    hybrid = preset("smollm-tiny", mixer_pattern=[{"n_kv_heads": 4}, {"position": "nope"}])
+    model, mismatch = matched(hybrid, base, "state", 64)
+    # A fourth more elements at equal widths of a head: 4 and 2 groups instead of twice 2, on 16 components.
+    assert {m.head_dim for m in model.mixers} == {10}
+    assert mismatch == pytest.approx(10 * 6 / (16 * 4) - 1)
+    assert [m.position for m in model.mixers] == ["rope", "nope"] * 2
+
+
+def test_a_pattern_without_a_common_state_width_says_so():
+    base = preset("smollm-tiny")
+    latent = {
+        "kind": "mla",
+        "n_heads": 4,
+        "kv_latent_dim": 8,
+        "qk_nope_dim": 8,
+        "qk_rope_dim": 4,
+        "v_head_dim": 8,
+    }
+    hybrid = preset("smollm-tiny", mixer_pattern=[{}, latent])
+    with pytest.raises(ValueError, match="mixer 'gqa' and 'mla' has no width to solve .they share none of"):
+        matched(hybrid, base, "state", 64)
+    all_latent = preset("smollm-tiny", mixer_pattern=[latent])  # no layer uses the gqa beside it
+    model, _ = matched(all_latent, base, "state", 64)
+    assert {m.kv_latent_dim for m in model.mixers} == {60}

@@ -161,6 +161,8 @@ def test_every_number_of_model_and_training_enters():
         other = value * 2 if value else 1
         if path == "model.mixer.n_kv_heads":
             other = 4
+        if path == "model.mixer.rotary_fraction":
+            other = 0.5
         identity = changed(path, other).id
         assert identity not in seen, (path, seen.get(identity))
         seen[identity] = path

@@ -26,9 +26,10 @@ from fabric.train import checkpoint, loop
 from fabric.train.directive import CheckpointAndExit
 from fabric.train.engine import Engine
 
-CASES = {f"{kind}-adamw": (mixer, ADAMW) for kind, mixer in every_mixer().items()} | {
-    f"mha-{kind}": (MHA, optimizer) for kind, optimizer in every_optimizer().items()
+CASES = {f"{kind}-adamw": ({"mixer": mixer}, ADAMW) for kind, mixer in every_mixer().items()} | {
+    f"mha-{kind}": ({"mixer": MHA}, optimizer) for kind, optimizer in every_optimizer().items()
 }
+CASES["hybrid-adamw"] = ({"mixer_pattern": [{"window": 8}, every_mixer()["mla"]]}, ADAMW)
 
 
 def same(a, b):
@@ -57,13 +58,13 @@ def assert_equal_ends(one, other):
 @pytest.mark.parametrize("case", CASES)
 def test_killed_and_resumed_across_an_epoch_s_end(prepared, store, case):
     data, cache = prepared
-    mixer, optimizer = CASES[case]
+    model, optimizer = CASES[case]
     trial = make_trial(
         data,
         cache,
         steps=14,
         batch_size=16,
-        mixer=mixer,
+        model=model,
         optimizer=optimizer,
         checkpoint={"every_steps": 4, "every_seconds": None},
     )

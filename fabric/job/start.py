@@ -1,0 +1,164 @@
+"""`model.from`: the weights a job's trials start from, read once and kept by their hash.
+
+The original is a Hugging Face folder, a GGUF file, a trial's folder of ours, or an id on the hub. What was read from
+where is remembered below the cache root, so that the original is read again only when it has changed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fabric.data.corpus import at_home
+from fabric.data.disk import canonical_json, remembered_sha256, sha256_of, write_atomic
+from fabric.job.document import Document, Path_
+from fabric.job.errors import explain
+from models.config import InitConfig, ModelConfig
+
+if TYPE_CHECKING:
+    from models import CausalLM
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SEEN: dict[tuple[str, ...], Start] = {}
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights to start from: their architecture, their hash (`fabric.train.start`), and where they come from."""
+
+    model: ModelConfig
+    key: str
+    source: str
+
+
+def find_start(name: str, folder: Path, cache_root: Path) -> Start:
+    """What a job's `from` names: a path (relative to the job's folder, or to the current one), or an id on the hub.
+
+    A file or folder that is there is read again when its content has changed; one that is gone, and an id on the hub,
+    is what it was when it was last read. Raises ValueError saying what was looked for.
+    """
+    hub = name.removeprefix("hub:")
+    path = at_home(Path(name))
+    places = [path] if path.is_absolute() else [folder / path, Path.cwd() / path]
+    places = [] if hub != name else list(dict.fromkeys(p.resolve() for p in places))
+    for place in places:
+        if place.exists():
+            return _read(place, cache_root)
+    for place in places:
+        if (known := _remembered(str(place), None, cache_root)) is not None:
+            return known
+    if HUB_ID.fullmatch(hub):
+        return _remembered(f"hub:{hub}", None, cache_root) or _keep(hub, f"hub:{hub}", "", cache_root)
+    tried = " nor ".join(map(str, places))
+    raise ValueError(
+        f"{name!r} is nowhere: neither {tried}; give a Hugging Face folder, a .gguf file, a trial's folder "
+        "(<out>/<job>/trials/<id>), or hub:OWNER/NAME"
+    )
+
+
+def check_agreement(document: Document, start: Start) -> None:
+    """Raise JobError at the first setting of a model that is not what its weights have."""
+    actual = start.model.model_dump(mode="json", exclude={"init"})
+    for path, given in _leaves(document.data):
+        found: Any = actual
+        for key in path:
+            found = found.get(key, "no such setting") if isinstance(found, Mapping) else "no such setting"
+        if not _same(given, found):
+            message = f"{given} is not what the weights of {start.source} have ({found})"
+            if path[0] == "init":
+                message = f"{given} has no effect: the weights of {start.source} are there, nothing is drawn"
+            message += "; leave it out (beside from, only max_seq_len may differ)"
+            raise explain(document, path, message, ("base", "model"))
+
+
+def _leaves(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(inner, (*path, key))
+    else:
+        yield path, value
+
+
+def _same(given: Any, found: Any) -> bool:
+    """Whether two values are one setting; numbers have many spellings (1e5 is text in YAML, a GGUF file's are fp32)."""
+    if given == found or isinstance(given, bool) or isinstance(found, bool):
+        return bool(given == found)
+    try:
+        return math.isclose(float(given), float(found), rel_tol=1e-6)
+    except (TypeError, ValueError):
+        return False
+
+
+def _read(place: Path, cache_root: Path) -> Start:
+    """The weights of a path that exists, converted unless this content was before."""
+    files = _files(place)
+    stamps = [str(place), str(cache_root)]
+    stamps += [f"{f}:{s.st_size}:{s.st_mtime_ns}:{s.st_ctime_ns}" for f in files if (s := f.stat())]
+    if (seen := _SEEN.get(tuple(stamps))) is None or _remembered(str(place), None, cache_root) is None:
+        content = sha256_of([[f.name, remembered_sha256(f, cache_root)] for f in files])
+        seen = _remembered(str(place), content, cache_root) or _keep(place, str(place), content, cache_root)
+        _SEEN[tuple(stamps)] = seen
+    return seen
+
+
+def _files(place: Path) -> list[Path]:
+    """The files whose content decides what a path's weights are. Raises ValueError where it holds no model."""
+    if place.suffix == ".gguf":
+        return [place]
+    if (place / "config.json").is_file():
+        return [place / "config.json", *sorted(place.glob("*.safetensors*"))]
+    if (place / "trial.json").is_file():
+        return [place / "trial.json", *sorted(place.glob("attempts/*/checkpoints/*/manifest.json"))]
+    raise ValueError(
+        f"{place} holds no model: it has no config.json (Hugging Face), is no trial's folder "
+        "(<out>/<job>/trials/<id>), and no .gguf file"
+    )
+
+
+def _remembered(source: str, content: str | None, cache_root: Path) -> Start | None:
+    """What was read from a source before, if that content (None: whatever it was then) is still kept."""
+    from fabric.train.start import kept_config
+
+    try:
+        known = json.loads(_memo(source, cache_root).read_text())
+        if content not in (None, known["content"]):
+            return None
+        config = kept_config(cache_root, known["weights"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return None if config is None else _start(config, known["weights"], source)
+
+
+def _start(config: ModelConfig, key: str, source: str) -> Start:
+    # Nothing is drawn: how it once was is no part of what is trained here.
+    return Start(config.model_copy(update={"init": InitConfig()}), key, source)
+
+
+def _keep(source: Path | str, name: str, content: str, cache_root: Path) -> Start:
+    from fabric.train.start import keep_weights
+
+    model = _model_of(source)
+    key = keep_weights(model, cache_root)
+    body = {"source": name, "content": content, "weights": key}
+    write_atomic(_memo(name, cache_root), canonical_json(body).encode())
+    return _start(model.config, key, name)
+
+
+def _model_of(source: Path | str) -> CausalLM:
+    """Our model of a source. Raises ValueError where it cannot be read or converted."""
+    if isinstance(source, Path) and not (source / "config.json").is_file() and source.suffix != ".gguf":
+        from fabric.trained import load_trial_model
+
+        return load_trial_model(source)
+    from models.hf.files import read_pretrained
+
+    return read_pretrained(source)
+
+
+def _memo(source: str, cache_root: Path) -> Path:
+    return cache_root / "weights" / "sources" / f"{sha256_of(source)[:32]}.json"
