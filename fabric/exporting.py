@@ -76,8 +76,9 @@ def _check_room(n_prompt: int, tokens: int, longest: int) -> None:
 def export(target: str | Path, out: str | Path) -> Path:
     """Write a trained model as a Hugging Face folder: config, weights, tokenizer, and a card with what is known of it.
 
-    The class is transformers' own where it has the architecture, else ours (`import models.hf` loads it). Returns the
-    folder. Raises ValueError for a target that is no trained model, or when `out` is no folder.
+    The class is transformers' own where it has the architecture, else ours (`import models.hf` loads it). An encoder is
+    written without the head it was trained with, which has no weights of its own. Returns the folder. Raises ValueError
+    for a target that is no trained model, an encoder that is no BERT, or when `out` is no folder.
     """
     from fabric.model_card import model_card
     from models.hf import to_transformers
@@ -87,13 +88,15 @@ def export(target: str | Path, out: str | Path) -> Path:
     if taken is not None:
         raise ValueError(f"{taken} is a file: export writes a folder; give another --out, or remove the file")
     trained = load_trained(target)
-    converted: Any = to_transformers(trained.model)
+    is_causal = trained.model.config.causal
+    converted: Any = to_transformers(trained.model if is_causal else trained.model.encoder)
     eos_id = trained.tokenizer.eos_id
-    for config in (converted.config, converted.generation_config):
+    for config in (converted.config, *((converted.generation_config,) if is_causal else ())):
         config.eos_token_id = eos_id
         config.bos_token_id = trained.hf_tokenizer.bos_token_id if trained.hf_tokenizer else eos_id
-    # In the model's own config it would keep the token's embedding from being trained.
-    converted.generation_config.pad_token_id = eos_id
+    if is_causal:
+        # In the model's own config it would keep the token's embedding from being trained.
+        converted.generation_config.pad_token_id = eos_id
     folder.mkdir(parents=True, exist_ok=True)
     converted.save_pretrained(folder)
     if trained.hf_tokenizer is not None:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from models.config import FFNConfig, MixerConfig, ModelConfig
     from models.cost import flops_per_token, n_params, state_bytes
     from models.decoder import CausalLM, CausalLMOutput, build
+    from models.encoder import Encoder, EncoderOutput
+    from models.heads import MaskedLM, SequenceClassifier
     from models.hf import from_hf, to_hf
     from models.presets import PRESETS, preset
     from models.sampling import generate
@@ -22,6 +24,10 @@ _HOME = {
     "build": "decoder",
     "CausalLM": "decoder",
     "CausalLMOutput": "decoder",
+    "Encoder": "encoder",
+    "EncoderOutput": "encoder",
+    "SequenceClassifier": "heads",
+    "MaskedLM": "heads",
     "Cache": "cache",
     "PRESETS": "presets",
     "preset": "presets",
@@ -40,6 +46,10 @@ __all__ = [  # noqa: RUF022 (in the order of use)
     "build",
     "CausalLM",
     "CausalLMOutput",
+    "Encoder",
+    "EncoderOutput",
+    "SequenceClassifier",
+    "MaskedLM",
     "Cache",
     "PRESETS",
     "preset",

@@ -44,11 +44,15 @@ class InitConfig(Config):
 
 class ModelConfig(Config):
     """A decoder: token embedding, `n_layers` blocks of mixer and feed-forward layer, final norm, output head.
+    With `causal` false an encoder: every token sees those before and after it, and there is no output head.
 
     `norm_placement`, with F the mixer or feed-forward layer and N a norm: "pre" x + F(N(x)); "post" x +
     N(F(x)) (OLMo 2, arXiv 2501.00656); "sandwich" x + N(F(N(x))) (arXiv 2105.13290); "postln" N(x + F(x))
     (arXiv 1706.03762; the only one without a final norm).
 
+    `positions` "learned" adds an embedding of each token's place, counted from the text's first token (GPT-2, BERT);
+    `token_types` embeds that many kinds of segment (BERT; encoders only); `embedding_norm` puts a norm after all of
+    them.
     `mixer_pattern`: mixers that differ between layers, layer i has entry i mod its length. An entry is a
     whole mixer with a `kind`, or overrides laid on `mixer`; stored are whole mixers.
     """
@@ -64,6 +68,9 @@ class ModelConfig(Config):
     tie_embeddings: bool = True
     init: InitConfig = InitConfig()
     causal: bool = True
+    positions: Literal["none", "learned"] = "none"
+    embedding_norm: bool = False
+    token_types: int = Field(default=0, ge=0, le=MOST_WIDTH)
     mixer_pattern: tuple[AnyMixer, ...] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="before")
@@ -76,6 +83,27 @@ class ModelConfig(Config):
         except ValidationError:  # reported for the mixer itself; every entry would repeat it
             return {key: value for key, value in data.items() if key != "mixer_pattern"}
         return {**data, "mixer_pattern": [_laid_on(mixer, entry) for entry in data["mixer_pattern"]]}
+
+    @model_validator(mode="after")
+    def _suits_its_direction(self) -> ModelConfig:
+        if self.causal:
+            if self.token_types:
+                raise ValueError(
+                    f"token_types={self.token_types} belongs to encoders; leave it out, or set causal to false"
+                )
+            return self
+        for mixer in (self.mixer, *self.mixers):
+            if mixer.CAUSAL_ONLY:
+                raise ValueError(
+                    f"causal=False: mixer {mixer.kind!r} reads a text in one direction only; leave causal at true, or "
+                    "take an attention mixer"
+                )
+        if not self.tie_embeddings:
+            raise ValueError(
+                "tie_embeddings=False has no effect on an encoder, which has no output matrix of its own; leave it at "
+                "true"
+            )
+        return self
 
     @model_validator(mode="after")
     def _mixers_fit_width(self) -> ModelConfig:
@@ -116,7 +144,9 @@ def _laid_on(mixer: dict[str, Any], entry: Any) -> Any:
 
 
 def warnings(config: ModelConfig, seq_len: int) -> list[str]:
-    """What a configuration says that has no effect on texts of `seq_len` tokens; one sentence each."""
+    """What a configuration says that has no effect on texts of `seq_len` tokens, or hardly what was meant; one
+    sentence each.
+    """
     found = []
     windows: dict[int, list[str]] = {}
     for i, mixer in enumerate(config.mixers[: len(config.mixer_pattern or (0,))]):
@@ -127,8 +157,13 @@ def warnings(config: ModelConfig, seq_len: int) -> list[str]:
             f"window={window} of {', '.join(entries)}" if config.mixer_pattern else f"mixer.window={window}"
         )
         found.append(
-            f"{name} has no effect: texts have {seq_len} tokens, so every earlier token is "
-            f"visible; use a window below {seq_len} or longer texts"
+            f"{name} has no effect: texts have {seq_len} tokens, so every "
+            f"{'earlier ' if config.causal else ''}token is visible; use a window below {seq_len} or longer texts"
+        )
+    rotates = any(mixer.rotary(config.d_model) for mixer in config.mixers)
+    if not config.causal and config.positions == "none" and not rotates:
+        found.append(
+            "the encoder knows no order: no layer has positions and positions is none; set positions to learned"
         )
     return found + _unused_by_pattern(config)
 

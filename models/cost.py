@@ -11,12 +11,14 @@ TOKEN_ID_BYTES = 8
 
 
 def n_params(config: ModelConfig) -> int:
-    """Parameters, each once: a tied output matrix is the embedding."""
+    """Parameters, each once: a tied output matrix is the embedding. An encoder's heads and pooler are not its own."""
     D = config.d_model
     layer = config.ffn.n_params(D)
     layer += 2 * norms_per_sublayer(config.norm_placement) * config.norm.n_params(D)
     mixers = sum(mixer.n_params(D) * n for mixer, n in Counter(config.mixers).items())
     embeddings = config.vocab_size * D * (1 if config.tie_embeddings else 2)
+    embeddings += D * (config.token_types + (config.max_seq_len if config.positions == "learned" else 0))
+    embeddings += config.norm.n_params(D) if config.embedding_norm else 0
     final = 0 if config.norm_placement == "postln" else config.norm.n_params(D)
     return embeddings + mixers + config.n_layers * layer + final
 
@@ -25,16 +27,25 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     """Forward FLOPs per token of matrix products, averaged over a text of `seq_len` tokens; a training step
     is 3×.
 
-    A multiply-add is 2; attention counts visible pairs only; norms, activations and the softmax are left out.
+    A multiply-add is 2; attention counts visible pairs only; norms, activations and the softmax are left out. An
+    encoder has no output matrix; whatever stands on it counts its own.
     """
-    D = config.d_model
-    ffn = config.ffn.flops_per_token(D)
-    layers = sum(n * (mixer.flops_per_token(D, seq_len) + ffn) for mixer, n in Counter(config.mixers).items())
-    return layers + 2 * D * config.vocab_size
+    D, ffn = config.d_model, config.ffn.flops_per_token(config.d_model)
+    total = 0.0 if not config.causal else 2.0 * D * config.vocab_size
+    for mixer, n in Counter(config.mixers).items():
+        total += n * (mixer.flops_per_token(D, seq_len) + ffn)
+        if not config.causal:
+            # Every pair of tokens is seen from its other end too, but for a token and itself.
+            total += n * mixer.flops_per_pair(D) * (mixer.mean_visible_keys(seq_len) - 1)
+    return total
 
 
 def state_bytes(config: ModelConfig, seq_len: int, dtype_bytes: int = 2) -> int:
-    """Bytes all layers remember of one text of `seq_len` tokens while decoding (the key/value cache)."""
+    """Bytes all layers remember of one text of `seq_len` tokens while decoding (the key/value cache); an encoder
+    does not decode.
+    """
+    if not config.causal:
+        return 0
     return sum(
         n * mixer.state_bytes(config.d_model, seq_len, dtype_bytes)
         for mixer, n in Counter(config.mixers).items()
@@ -55,5 +66,6 @@ def saved_bytes(config: ModelConfig, batch: int, seq_len: int, dtype_bytes: int 
     layer = 2 * sublayer + config.ffn.saved_elements(D)
     mixers = sum(mixer.saved_elements(D) * n for mixer, n in Counter(config.mixers).items())
     final = 0 if config.norm_placement == "postln" else D + norm
-    per_token = (config.n_layers * layer + mixers + final + D) * dtype_bytes + TOKEN_ID_BYTES
+    embedding = D + norm if config.embedding_norm else 0
+    per_token = (embedding + config.n_layers * layer + mixers + final + D) * dtype_bytes + TOKEN_ID_BYTES
     return batch * seq_len * per_token

@@ -3,7 +3,8 @@
 Sources: the `config.json` of HuggingFaceTB/SmolLM-135M, SmolLM2-135M, -360M, -1.7B (arXiv 2502.02737) and
 SmolLM3-3B, meta-llama/Llama-3.2-1B (2407.21783), Qwen/Qwen3-0.6B-Base and -1.7B-Base (2505.09388),
 allenai/OLMo-2-0425-1B (2501.00656) and Olmo-3-1025-7B, LGAI-EXAONE/EXAONE-4.0-1.2B and -32B (2507.11407),
-mistralai/Mistral-7B-v0.1 (2310.06825), THUDM/GLM-4-9B-0414 and -32B-0414, deepseek-ai/DeepSeek-V3 (2412.19437).
+mistralai/Mistral-7B-v0.1 (2310.06825), THUDM/GLM-4-9B-0414 and -32B-0414, deepseek-ai/DeepSeek-V3 (2412.19437),
+google-bert/bert-base-uncased (1810.04805).
 """
 
 from __future__ import annotations
@@ -67,6 +68,15 @@ _OLMO2_1B = _sizes(
     100352, 2048, 16, 8192, 4096, 1e-6, **_POST,
     mixer={"kind": "mha", "n_heads": 16, "rope_theta": 500000.0, "qk_norm": "full"},
 )  # fmt: skip
+
+_BERT: dict[str, Any] = {
+    "norm": {"kind": "layernorm", "eps": 1e-12},
+    "norm_placement": "postln",
+    "causal": False,
+    "positions": "learned",
+    "embedding_norm": True,
+    "token_types": 2,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "smollm-135m": _SMOLLM_135M,
@@ -147,6 +157,24 @@ PRESETS: dict[str, dict[str, Any]] = {
             "qk_rope_dim": 4, "v_head_dim": 8, "rope_scaling": _yarn(8.0, 128, **_DEEPSEEK_YARN),
         },
     ),
+    "bert-base-uncased": {
+        "vocab_size": 30522,
+        "d_model": 768,
+        "n_layers": 12,
+        "max_seq_len": 512,
+        "mixer": {"kind": "mha", "n_heads": 12, "position": "nope", "bias": True},
+        "ffn": {"kind": "gelu", "d_ff": 3072, "bias": True},
+        **_BERT,
+    },
+    "bert-tiny": {
+        "vocab_size": 512,
+        "d_model": 64,
+        "n_layers": 4,
+        "max_seq_len": 256,
+        "mixer": {"kind": "mha", "n_heads": 4, "position": "nope", "bias": True},
+        "ffn": {"kind": "gelu", "d_ff": 256, "bias": True},
+        **_BERT,
+    },
 }  # fmt: skip
 
 

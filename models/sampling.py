@@ -26,8 +26,8 @@ def generate(
     `temperature` 0 is greedy. `top_k` keeps the k likeliest tokens, `top_p` the fewest that together reach p
     (arXiv 1904.09751), in this order. A text that drew `eos_id` is filled up with it; when all did, the loop
     ends. Prompts of different lengths are padded on the left, with `attention_mask` (B, T) 0 there. Raises
-    ValueError for arguments out of range, a prompt padded on the right, or a text longer than the model's
-    `max_seq_len`.
+    ValueError for arguments out of range, a prompt padded on the right, a text longer than the model's
+    `max_seq_len`, or a bidirectional model.
     """
     _check(model, input_ids_BT, max_new_tokens, temperature, top_k, top_p, attention_mask)
     B, T = input_ids_BT.shape
@@ -81,6 +81,10 @@ def _check(
     top_p: float | None,
     attention_mask: Tensor | None,
 ) -> None:
+    if not model.config.causal:
+        raise ValueError(
+            f"{type(model).__name__} is bidirectional (causal=False): it cannot continue a text; use a causal model"
+        )
     if input_ids_BT.ndim != 2 or input_ids_BT.shape[1] == 0:
         raise ValueError(
             f"input ids have shape {tuple(input_ids_BT.shape)}; give (batch, tokens), at least one token"

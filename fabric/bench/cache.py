@@ -88,7 +88,7 @@ def make_tokenizer(folder: Path, vocab_size: int) -> Path:
 
 def _plays() -> list[str]:
     from fabric.data import DataConfig
-    from fabric.data.disk import default_cache_root
+    from kernels.folders import default_cache_root
 
     sources = DataConfig(seq_len=64).corpus.sources(default_cache_root())
     return [Path(source.path).read_text(encoding="utf-8") for source in sources]

@@ -111,7 +111,7 @@ class Ours:
         from torch.profiler import record_function
 
         with record_function("forward and backward"):
-            loss = self.stepper.gradients(rows_BT1, self.batch)
+            loss = self.stepper.gradients(rows_BT1[:, :-1], rows_BT1[:, 1:], self.batch)
         with record_function("clip and update"):
             norm = self.stepper.update(1.0)
         return float(loss), float(norm)

@@ -45,13 +45,13 @@ def _network(values: np.ndarray, a: np.uint64, b: np.uint64, keys: np.ndarray) -
     right: np.ndarray = values % b
     for number, key in enumerate(keys):
         if number % 2 == 0:
-            left = (left + _mix(right ^ key) % a) % a
+            left = (left + mix(right ^ key) % a) % a
         else:
-            right = (right + _mix(left ^ key) % b) % b
+            right = (right + mix(left ^ key) % b) % b
     return left * b + right
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def mix(x: np.ndarray) -> np.ndarray:
     """splitmix64's finaliser."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -10,10 +10,9 @@ if TYPE_CHECKING:
     from fabric.data import TokenCache
     from fabric.planning.trial import TrialSpec
     from fabric.store import Checkpoint, TrialRecord
-    from models import CausalLM
 
 
-def finished_model(spec: TrialSpec, record: TrialRecord) -> tuple[Checkpoint, CausalLM]:
+def finished_model(spec: TrialSpec, record: TrialRecord) -> tuple[Checkpoint, Any]:
     """The last weights of a finished trial, in a process settled for it. Raises RuntimeError when there are none."""
     from fabric.train import process
     from fabric.train.checkpoint import load_model, newest_checkpoint
@@ -45,6 +44,7 @@ def final_row(spec: TrialSpec, record: TrialRecord, cache: TokenCache) -> dict[s
         batch_size=spec.train.micro_batch_size or spec.train.batch_size,
         seed=spec.seed,
         precision=spec.train.precision,
+        objective=spec.train.objective,
     )
     before = record.final() or {}
     row = {**{k: v for k, v in before.items() if not is_final_metric(k)}, **metrics}

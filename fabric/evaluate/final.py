@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import models
 from fabric.evaluate.behaviour import by_batch_size, by_length
-from fabric.evaluate.lm import evaluating, score
+from fabric.evaluate.lm import NEXT_TOKEN, evaluating, score
 from fabric.evaluate.minimal_pairs import paradigm_accuracy
 from fabric.evaluate.recall import recall
 from fabric.evaluate.samples import diversity, draw
@@ -14,6 +14,7 @@ from fabric.evaluate.samples import diversity, draw
 if TYPE_CHECKING:
     from fabric.data import TokenCache
     from fabric.evaluate.config import EvaluateConfig
+    from fabric.train.objectives.base import ObjectiveConfig
 
 BF16_BYTES = 2
 FAMILIES = (
@@ -42,6 +43,7 @@ def final_metrics(
     batch_size: int,
     seed: int,
     precision: Literal["fp32", "bf16", "fp16"],
+    objective: ObjectiveConfig = NEXT_TOKEN,
 ) -> tuple[dict[str, float | None], dict[str, Any]]:
     """The metrics of `fabric.job.metrics` that are taken once, at the end, and what is kept beside them by name:
     the texts of the samples, the minimal pairs' accuracy by paradigm.
@@ -50,7 +52,8 @@ def final_metrics(
     speeds depends on `batch_size`. The model's mode and the global random state are as before afterwards.
     Raises ValueError when the validation split does not hold one window of `seq_len`.
     """
-    whole = score(model, cache, "validation", seq_len, config.final_val_tokens, batch_size, precision)
+    how = (config.final_val_tokens, batch_size, precision, objective)
+    whole = score(model, cache, "validation", seq_len, *how)
     metrics: dict[str, float | None] = {
         "val_loss": whole.loss,
         "val_perplexity": whole.perplexity,
@@ -72,6 +75,6 @@ def final_metrics(
             samples = draw(model, tokenizer, config.samples, seed)
             metrics |= diversity(samples)
             beside["samples"] = [tokenizer.decode(s) for s in samples]
-        metrics |= by_length(model, cache, config.lengths, precision)
-        metrics |= by_batch_size(model, seq_len, config.batch_sizes, precision)
+        metrics |= by_length(model, cache, config.lengths, precision, objective)
+        metrics |= by_batch_size(model, seq_len, config.batch_sizes, precision, objective)
     return metrics, beside

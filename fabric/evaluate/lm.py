@@ -6,25 +6,30 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from fabric.train.loss import nll_per_token
+from fabric.train.objectives.base import ObjectiveConfig
+from fabric.train.objectives.next_token import NextToken
 from fabric.train.step import autocast
 
 if TYPE_CHECKING:
     from fabric.data import TokenCache
-    from models import CausalLM
+
+NEXT_TOKEN = NextToken(kind="next_token")
+EXAMPLES_SEED = 20_240_611  # fixed: where an objective draws what it asks, every trial is asked the same
 
 
 @dataclass(frozen=True)
 class LMScore:
-    """`loss` in nats per token; `bits_per_byte` compares tokenizers: it divides by the text's own bytes."""
+    """`loss` in nats per predicted token, `n_tokens` of them; `bits_per_byte` compares tokenizers: it divides by the
+    text's own bytes. Perplexity and bits per byte are None where the loss is not the text's likelihood.
+    """
 
     loss: float
-    perplexity: float
-    bits_per_byte: float
+    perplexity: float | None
+    bits_per_byte: float | None
     n_tokens: int
     n_bytes: float
 
@@ -42,15 +47,16 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def score(
-    model: CausalLM,
+    model: Any,
     cache: TokenCache,
     split: Literal["train", "validation", "test"],
     seq_len: int,
     max_tokens: int | None = None,
     batch_size: int = 8,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    objective: ObjectiveConfig = NEXT_TOKEN,
 ) -> LMScore:
-    """Loss over windows of `seq_len` tokens, one after the other from the start of the split.
+    """The objective's loss over windows of `seq_len` tokens, one after the other from the start of the split.
 
     `max_tokens` is rounded down to whole windows (at least one); None reads the whole split. Each token's loss is
     fp32 and the sum fp64, so the result does not depend on `batch_size`. Raises ValueError when the split does not
@@ -63,22 +69,23 @@ def score(
             "use more text, a larger share for the split, or a shorter seq_len"
         )
     n_rows = available if max_tokens is None else min(available, max(1, max_tokens // seq_len))
-    device = model.lm_head_weight.device
+    device = next(model.parameters()).device
     nats, n_bytes = 0.0, 0.0
     with evaluating(model):
         for start in range(0, n_rows, batch_size):
             rows = cache.rows(split, seq_len, range(start, min(start + batch_size, n_rows)))
             n_bytes += cache.n_bytes(split, rows[:, 1:])
-            rows_BT1 = torch.from_numpy(rows).to(device)
+            pair = objective.examples(
+                rows, seed=EXAMPLES_SEED, step=0, n_ids=cache.vocab_size, first_row=start
+            )
+            ids_BT, targets_BT = (torch.from_numpy(x).to(device) for x in pair)
             with autocast(device.type, precision):
-                nll_BT = nll_per_token(model, rows_BT1[:, :-1], rows_BT1[:, 1:])
-            nats += float(nll_BT.double().sum())
-    n_tokens = n_rows * seq_len
+                nll = objective.nll(model, ids_BT, targets_BT)
+            nats += float(nll.double().sum())
+    n_tokens = n_rows * objective.n_targets(seq_len)
     loss = nats / n_tokens
-    return LMScore(
-        loss=loss,
-        perplexity=math.exp(loss) if loss < 700 else math.inf,
-        bits_per_byte=nats / math.log(2) / n_bytes if n_bytes else math.nan,
-        n_tokens=n_tokens,
-        n_bytes=n_bytes,
-    )
+    perplexity = bits_per_byte = None
+    if objective.IS_LIKELIHOOD:
+        perplexity = math.exp(loss) if loss < 700 else math.inf
+        bits_per_byte = nats / math.log(2) / n_bytes if n_bytes else math.nan
+    return LMScore(loss, perplexity, bits_per_byte, n_tokens, n_bytes)

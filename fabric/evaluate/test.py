@@ -40,6 +40,7 @@ def read_test_split(spec: TrialSpec, record: TrialRecord, cache: TokenCache) -> 
         spec.data.seq_len,
         max_tokens=spec.evaluate.test_tokens,
         precision=spec.train.precision,
+        objective=spec.train.objective,
     )
     body = {
         "step": checkpoint.step,

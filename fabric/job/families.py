@@ -13,6 +13,7 @@ def families() -> dict[str, tuple[str, type[Part]]]:
     from fabric.data.config import CorpusConfig, TokenizerConfig
     from fabric.planning.stopping.base import StoppingRule
     from fabric.train.config import OptimizerConfig, ScheduleConfig
+    from fabric.train.objectives.base import ObjectiveConfig
     from models.config import FFNConfig, MixerConfig
 
     return {
@@ -20,6 +21,7 @@ def families() -> dict[str, tuple[str, type[Part]]]:
         "ffn": ("models.ffns", FFNConfig),
         "optimizer": ("fabric.train.optimizers", OptimizerConfig),
         "schedule": ("fabric.train.schedules", ScheduleConfig),
+        "objective": ("fabric.train.objectives", ObjectiveConfig),
         "corpus": ("fabric.data.corpora", CorpusConfig),
         "tokenizer": ("fabric.data.tokenizers", TokenizerConfig),
         "scheduler": ("fabric.planning.stopping", StoppingRule),

@@ -9,13 +9,14 @@ from typing import Any
 
 from fabric.data import vocab_size
 from fabric.data.config import DataConfig
-from fabric.data.disk import default_cache_root
 from fabric.evaluate.config import EvaluateConfig
 from fabric.job.document import Document, JobError, Mark, from_data, read_value, read_yaml
 from fabric.job.errors import explain, unknown_keys, validate
 from fabric.job.schema import SECTIONS, BaseSection, JobConfig, base_path
 from fabric.job.start import Start, check_agreement, find_start
 from fabric.train.config import TrainConfig
+from fabric.train.objectives.base import ObjectiveConfig
+from kernels.folders import default_cache_root
 from models.config import ModelConfig
 from models.parts import nearest
 from models.presets import PRESETS
@@ -73,8 +74,12 @@ class Job:
         folder = self.source.parent if self.source else Path.cwd()
         data = _with_paths(section.data, folder, base)
         evaluate = _evaluate_paths(section.evaluate, folder, base)
-        start = self._start(base, folder)
-        model = self._model(base, data) if start is None else _started_model(base, data, start)
+        start, objective = self._start(base, folder), section.train.objective
+        if start is None:
+            model = self._model(base, data, objective)
+        else:
+            model = _started_model(base, data, start, objective)
+        evaluate = _measurable(evaluate, objective, base)
         _check_lengths(base, model.max_seq_len, data.seq_len, evaluate)
         return Configuration(model, data, section.train, evaluate, start)
 
@@ -91,24 +96,29 @@ class Job:
         except ValueError as error:
             raise explain(base, ("model", "from"), str(error), ("base",)) from None
 
-    def _model(self, base: Document, data: DataConfig) -> ModelConfig:
+    def _model(self, base: Document, data: DataConfig, objective: ObjectiveConfig) -> ModelConfig:
         document = _model_document(base)
         given_vocabulary = base.sub(("model",)).data.get("vocab_size")
         size = _vocab_size(base, data)
+        needed = size + objective.EXTRA_IDS
         if given_vocabulary is None:
-            document.data["vocab_size"] = size
-        elif isinstance(given_vocabulary, int) and given_vocabulary < size:
+            document.data["vocab_size"] = needed
+        elif isinstance(given_vocabulary, int) and given_vocabulary < needed:
+            extra = (
+                f" and {objective.EXTRA_IDS} for objective {objective.kind}" if objective.EXTRA_IDS else ""
+            )
             raise explain(
                 base, ("model", "vocab_size"),
-                f"{given_vocabulary} is smaller than the tokenizer's {size}; leave it out or raise it", ("base",),
+                f"{given_vocabulary} is smaller than the tokenizer's {size}{extra}; leave it out or raise it",
+                ("base",),
             )  # fmt: skip
         model: ModelConfig = validate(ModelConfig, document, ("base", "model"))
-        if not model.causal:
-            message = (
-                "false: a model whose tokens see the ones they are to predict cannot be given a language-model "
-                "loss; leave causal at true"
-            )
-            raise explain(document, ("causal",), message, ("base", "model"))
+        try:
+            objective.check_model(model)
+        except ValueError as error:
+            if model.causal:  # the objective is what was written
+                raise explain(base, ("train", "objective"), str(error), ("base",)) from None
+            raise explain(document, ("causal",), str(error), ("base", "model")) from None
         return model
 
 
@@ -137,7 +147,7 @@ def _model_document(base: Document, whole: bool = False) -> Document:
     return document
 
 
-def _started_model(base: Document, data: DataConfig, start: Start) -> ModelConfig:
+def _started_model(base: Document, data: DataConfig, start: Start, objective: ObjectiveConfig) -> ModelConfig:
     """The architecture of the weights, with the job's `max_seq_len`; whatever else is written must agree with it."""
     document = _model_document(base, whole=True)
     longest = document.data.pop("max_seq_len", start.model.max_seq_len)
@@ -150,6 +160,10 @@ def _started_model(base: Document, data: DataConfig, start: Start) -> ModelConfi
         )  # fmt: skip
     body = Document({**start.model.model_dump(exclude_unset=True), "max_seq_len": longest}, document.marks)
     model: ModelConfig = validate(ModelConfig, body, ("base", "model"))
+    try:
+        objective.check_model(model)
+    except ValueError as error:
+        raise explain(base, ("train", "objective"), str(error), ("base",)) from None
     return model
 
 
@@ -174,6 +188,20 @@ def _check_lengths(base: Document, longest: int, seq_len: int, evaluate: Evaluat
                 f"{length} tokens are more than the model's max_seq_len={longest}; shorten it or raise "
                 "model.max_seq_len", ("base",),
             )  # fmt: skip
+
+
+def _measurable(evaluate: EvaluateConfig, objective: ObjectiveConfig, base: Document) -> EvaluateConfig:
+    """Measurements of a causal model only: off for any other, and an error where the job asks for one."""
+    if objective.CAUSAL:
+        return evaluate
+    for name in ("recall", "samples", "minimal_pairs"):
+        if base.has(("evaluate", name)) and getattr(evaluate, name) not in (None, False):
+            raise explain(
+                base, ("evaluate", name),
+                f"needs a causal language model, and objective {objective.kind} trains an encoder; leave it out",
+                ("base",),
+            )  # fmt: skip
+    return evaluate.model_copy(update={"recall": False, "samples": None})
 
 
 def _with_paths(data: DataConfig, folder: Path, base: Document) -> DataConfig:

@@ -25,10 +25,14 @@ METRICS: dict[str, Metric] = {
     "loss_scale": Metric("", None, "fp16 loss scale"),
     "data_seconds": Metric("s", "lower", "time spent waiting for data since the start"),
     "data_hash": Metric("", None, "hash of the tokens of the step's batch"),
-    "val_loss": Metric("nats/token", "lower", "negative log-likelihood on the validation split"),
+    "val_loss": Metric(
+        "nats/token",
+        "lower",
+        "negative log-likelihood on the validation split (denoise: of its masked tokens)",
+    ),
     "val_tokens": Metric("tokens", None, "validation tokens asked for while training"),
     # at the end
-    "val_perplexity": Metric("", "lower", "exp(val_loss)"),
+    "val_perplexity": Metric("", "lower", "exp(val_loss); None where the loss is not the text's likelihood"),
     "val_bits_per_byte": Metric("bits/byte", "lower", "comparable between tokenizers"),
     "test_loss": Metric("nats/token", "lower", "negative log-likelihood on the test split, read once"),
     "test_perplexity": Metric("", "lower", "exp(test_loss)"),

@@ -67,6 +67,26 @@ def check_effects(
             )
 
 
+def check_objective(base: Configuration, arms: Sequence[Arm], configured: Configured) -> None:
+    """Raise JobError where an arm or a tuned point has another objective than the base: losses would not compare."""
+    path = "train.objective"
+    for arm in arms:
+        for override in arm.overrides:
+            if not (contains(path, override.path) or contains(override.path, path)):
+                continue
+            try:
+                objective = configured(arm.overrides).train.objective
+            except JobError:
+                continue  # it fits what an earlier phase may adopt
+            if objective != base.train.objective:
+                raise JobError(
+                    [
+                        f"{override.mark}: {arm.name!r} changes {path}: losses of different questions cannot be "
+                        "compared; set it in the base, and make a job of its own for another one"
+                    ]
+                )
+
+
 def check_points(job: Job, points: Sequence[Arm], arms: Sequence[Arm]) -> None:
     """Raise JobError when two points of the nuisance axes are the same, or an arm sets what they set."""
     seen: dict[str, str] = {}

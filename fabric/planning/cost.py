@@ -13,7 +13,7 @@ from fabric.data.disk import write_atomic
 from fabric.planning.machine import WORKER_MODULES
 from fabric.planning.trial import TrialSpec
 from kernels.folders import default_cache_root
-from models import flops_per_token, n_params
+from models import n_params
 from models.config import ModelConfig
 from models.cost import saved_bytes
 
@@ -36,12 +36,14 @@ def training_tokens(spec: TrialSpec) -> int:
 
 def training_flops(spec: TrialSpec) -> float:
     """FLOPs of the whole run: forward, and twice that backward, of every token."""
-    return 3 * flops_per_token(spec.model, spec.data.seq_len) * training_tokens(spec)
+    forward = spec.train.objective.flops_per_token(spec.model, spec.data.seq_len)
+    return 3 * forward * training_tokens(spec)
 
 
 def evaluation_flops(spec: TrialSpec) -> float:
     """FLOPs of the validations on the way and of the final readings of both splits, where their size is stated."""
-    evaluate, forward = spec.evaluate, flops_per_token(spec.model, spec.data.seq_len)
+    evaluate = spec.evaluate
+    forward = spec.train.objective.flops_per_token(spec.model, spec.data.seq_len)
     times = evaluate.times
     if evaluate.every_tokens is not None:
         times = training_tokens(spec) // evaluate.every_tokens
@@ -58,19 +60,29 @@ def peak_memory_bytes(spec: TrialSpec) -> int:
     train = spec.train
     state = n_params(spec.model) * (8 + train.optimizer.STATE_BYTES_PER_PARAM)
     micro_batch = train.micro_batch_size or train.batch_size
-    live = state + live_activation_bytes(spec.model, micro_batch, spec.data.seq_len, train.precision)
+    seq_len = spec.data.seq_len
+    n_targets = train.objective.n_targets(seq_len)
+    live = state + live_activation_bytes(spec.model, micro_batch, seq_len, train.precision, n_targets)
     return int(live) if spec.device == "cuda" else int(process_bytes() + KEPT_BY_MALLOC * live)
 
 
 @lru_cache(maxsize=4096)
-def live_activation_bytes(model: ModelConfig, batch: int, seq_len: int, precision: str) -> int:
-    """Bytes of activations alive at the peak of a step: what backward needs, and the largest transient."""
+def live_activation_bytes(
+    model: ModelConfig, batch: int, seq_len: int, precision: str, n_targets: int | None = None
+) -> int:
+    """Bytes of activations alive at the peak of a step: what backward needs, and the largest transient.
+
+    `n_targets` tokens of a row are predicted: all (None), or an encoder's few.
+    """
     from fabric.train.loss import rows_at_once
 
     rows, V, D, size = batch * seq_len, model.vocab_size, model.d_model, 4 if precision == "fp32" else 2
+    scored = batch * (n_targets or seq_len)
     saved = saved_bytes(model, batch, seq_len, size)
     # The loss: logits that become their gradient, the gradients of hidden states and of the output matrix.
-    head = size * (min(rows, rows_at_once(V, D)) * V + rows * D) + 4 * V * D
+    head = size * (min(scored, rows_at_once(V, D)) * V + scored * D) + 4 * V * D
+    if not model.causal:  # plain cross entropy: logits in fp32, log-probabilities, their gradient
+        head = 12 * scored * V
     block = size * rows * model.ffn.transient_elements(D)
     if precision != "fp32":
         # Autocast: products in 16 bits, the residual stream and what norms keep of it in 32.

@@ -32,7 +32,7 @@ from fabric.planning.trial import TrialSpec
 from fabric.store import FAILED, FINISHED, Store
 from fabric.sweeping import JobSource, cache_root, out_root, slots_for, worker_threads
 from kernels.folders import default_cache_root
-from models import flops_per_token, n_params, state_bytes
+from models import n_params, state_bytes
 from models.config import warnings as model_warnings
 
 
@@ -272,7 +272,7 @@ def _arm_cost(study: Study, phase: PhaseRun, arm: ArmRun) -> ArmCost:
         phase.name,
         arm.arm.name,
         n_params(model),
-        3 * flops_per_token(model, seq_len),
+        3 * configuration.train.objective.flops_per_token(model, seq_len),
         state_bytes(model, seq_len, 2),
         peak_memory_bytes(trial.spec),
         arm.mismatch,

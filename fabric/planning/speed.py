@@ -21,10 +21,11 @@ def flops_per_second(store: Store, base: Configuration, threads: int) -> tuple[f
     earlier = _from_earlier(store, base)
     if earlier is not None:
         return earlier, "finished trials of this job"
-    from models import flops_per_token
-
     tokens = (base.train.micro_batch_size or base.train.batch_size) * base.data.seq_len
-    if 3 * flops_per_token(base.model, base.data.seq_len) * tokens <= LARGEST_PROBE_FLOPS:
+    if (
+        3 * base.train.objective.flops_per_token(base.model, base.data.seq_len) * tokens
+        <= LARGEST_PROBE_FLOPS
+    ):
         return _probe_steps(base, threads), "a second of real training steps"
     return _probe_product(threads), "a timed matrix product (an upper bound)"
 
@@ -48,30 +49,33 @@ def _from_earlier(store: Store, base: Configuration) -> float | None:
 
 def _probe_steps(base: Configuration, threads: int) -> float:
     """Real steps of the base, in its precision, with random tokens."""
+    import numpy as np
     import torch
 
     from fabric.train.step import Stepper
-    from models import build, flops_per_token
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        model = build(base.model, seed=0)
-        train = base.train.model_copy(update={"compile": False})
+        train, seq_len = base.train.model_copy(update={"compile": False}), base.data.seq_len
+        model = train.objective.build(base.model, seed=0)
         stepper = Stepper(model, train.optimizer.build(model), train, "cpu")
         n = train.micro_batch_size or train.batch_size
-        rows = torch.randint(0, base.model.vocab_size, (n, base.data.seq_len + 1))
+        n_ids = base.model.vocab_size - train.objective.EXTRA_IDS
+        rows = np.random.default_rng(0).integers(0, n_ids, (n, seq_len + 1))
+        pair = train.objective.examples(rows, seed=0, step=0, n_ids=n_ids)
+        ids, targets = (torch.from_numpy(x) for x in pair)
         times: list[float] = []
         started = time.perf_counter()
         while len(times) < 3 or time.perf_counter() - started < PROBE_SECONDS:
             at = time.perf_counter()
-            stepper.gradients(rows, n)
+            stepper.gradients(ids, targets, n)
             stepper.update(1.0)
             times.append(time.perf_counter() - at)
     finally:
         torch.set_num_threads(before)
-    tokens = n * base.data.seq_len
-    return 3 * flops_per_token(base.model, base.data.seq_len) * tokens / statistics.median(times[1:])
+    flops = 3 * train.objective.flops_per_token(base.model, seq_len) * n * seq_len
+    return flops / statistics.median(times[1:])
 
 
 def _probe_product(threads: int, n: int = 1024) -> float:

@@ -15,7 +15,14 @@ from fabric.job.document import JobError
 from fabric.job.errors import explain
 from fabric.job.load import Configuration, Job
 from fabric.planning.advice import advice
-from fabric.planning.checks import check_effects, check_match, check_overlaps, check_points, overruled
+from fabric.planning.checks import (
+    check_effects,
+    check_match,
+    check_objective,
+    check_overlaps,
+    check_points,
+    overruled,
+)
 from fabric.planning.choosing import phase_decision, rate_decision
 from fabric.planning.conditions import Overrides, applies, check_phases
 from fabric.planning.expand import Arm, arms_of_phase, arms_of_search, nuisance_points
@@ -24,7 +31,7 @@ from fabric.planning.registry import Registry
 from fabric.planning.rungs import Rungs
 from fabric.planning.tasks import Action, ArmRun, Machine, PhaseRun, Task, Trial, headline
 from fabric.store import FINISHED, Store
-from models import flops_per_token, n_params, state_bytes
+from models import n_params, state_bytes
 from models.parts import nearest
 
 __all__ = ["Action", "ArmRun", "Machine", "PhaseRun", "Study", "Task", "Trial"]
@@ -78,6 +85,7 @@ class Study:
         for arms in [*groups, self.points]:
             check_overlaps(arms)
             check_match(self.job, arms)
+            check_objective(self.base, arms, lambda overrides: self._configured(overrides)[0])
         check_points(self.job, self.points, [a for arms in groups for a in arms])
         for arms in groups:
             self.warnings += overruled(self.points, arms)
@@ -220,7 +228,7 @@ class Study:
             "overrides": {o.path: o.value for o in run.arm.overrides},
             "mismatch": run.mismatch,
             "n_params": n_params(model),
-            "flops_per_token": 3 * flops_per_token(model, seq_len),
+            "flops_per_token": 3 * run.configuration.train.objective.flops_per_token(model, seq_len),
             "state_bytes": state_bytes(model, seq_len, 2),
             "tuning": [{"point": t.point, **t.reference()} for t in run.tuning],
         }

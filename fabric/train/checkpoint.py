@@ -16,7 +16,6 @@ from fabric.store import Attempt, Checkpoint, TrialRecord
 
 if TYPE_CHECKING:
     from fabric.planning.trial import TrialSpec
-    from models import CausalLM
 
 
 def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -83,11 +82,9 @@ def load_checkpoint(
     return _load(files["state.pt"])
 
 
-def load_model(trial: TrialSpec, files: Mapping[str, bytes]) -> CausalLM:
-    """The model of a trial with a checkpoint's weights, on the trial's device."""
-    import models
-
-    model = models.build(trial.model, trial.seed, trial.device)
+def load_model(trial: TrialSpec, files: Mapping[str, bytes]) -> Any:
+    """The model of a trial, as its objective trains it, with a checkpoint's weights, on the trial's device."""
+    model = trial.train.objective.build(trial.model, trial.seed, trial.device)
     load_weights(files, model)
     return model
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fabric.job.units import Count, Real, Seconds
+from fabric.train.objectives.base import ObjectiveConfig
+from fabric.train.objectives.next_token import NextToken
 from models.parts import Config, Part, divisors_in_words, union_of
 
 MOST_SEQUENCES = 1_000_000
@@ -47,9 +49,11 @@ if TYPE_CHECKING:
 
     Optimizer = OptimizerConfig
     Schedule = ScheduleConfig
+    Objective = ObjectiveConfig
 else:
     Optimizer = union_of("fabric.train.optimizers", OptimizerConfig)
     Schedule = union_of("fabric.train.schedules", ScheduleConfig)
+    Objective = union_of("fabric.train.objectives", ObjectiveConfig)
 
 
 class EarlyStopConfig(Config):
@@ -78,7 +82,8 @@ class TrainConfig(Config):
     """One trial's training run.
 
     Length: `tokens` (global, all ranks) or `tokens_per_param`; exactly one. `batch_size` is the global batch in
-    sequences; `micro_batch_size` splits it (losses equal to 5e-6) and is not part of the identity.
+    sequences; `micro_batch_size` splits it (losses equal to 5e-6) and is not part of the identity. `objective` is
+    what the loss is of.
     """
 
     tokens: Count | None = Field(default=None, gt=0)
@@ -87,6 +92,7 @@ class TrainConfig(Config):
     micro_batch_size: Count | None = Field(default=None, gt=0, le=MOST_SEQUENCES)
     optimizer: Optimizer
     schedule: Schedule
+    objective: Objective = NextToken(kind="next_token")
     clip_norm: Real | None = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 
 import models
@@ -41,9 +42,8 @@ class Engine:
         self.seq_len = trial.data.seq_len
         self.tokens_per_step = self.config.batch_size * self.seq_len
         self.n_params = models.n_params(trial.model)
-        self.flops_per_token = 3 * models.flops_per_token(
-            trial.model, self.seq_len
-        )  # backward: twice forward
+        forward = self.config.objective.flops_per_token(trial.model, self.seq_len)
+        self.flops_per_token = 3 * forward  # backward: twice forward
         self.n_steps = self.config.n_steps(self.seq_len, self.n_params)
         self.batches = Batches(cache, "train", self.seq_len, self.config.batch_size, trial.seed)
         self.state = LoopState.fresh(self.config)
@@ -51,9 +51,11 @@ class Engine:
         self.diverged: dict[str, Any] | None = None
         self.new_events: list[dict[str, Any]] = []
         self.peak_memory = PeakMemory(trial.device)
+        self.n_ids = _n_ids(trial, cache)
         if trial.weights is None:
-            self.model = models.build(trial.model, trial.seed, trial.device)
+            self.model = self.config.objective.build(trial.model, trial.seed, trial.device)
         else:
+            self.config.objective.check_model(trial.model)
             self.model = started(trial, weights)
         optimizer = self.config.optimizer.build(self.model)
         self.stepper = Stepper(self.model, optimizer, self.config, trial.device)
@@ -97,16 +99,24 @@ class Engine:
         began = time.perf_counter()
         if not self._unread:
             self._unread_since = began
-        rows_BT1 = torch.from_numpy(self.batches.batch(state.step))
-        if self.trial.device != "cpu":
-            rows_BT1 = rows_BT1.pin_memory().to(self.trial.device, non_blocking=True)
+        rows_BT1 = self.batches.batch(state.step)
+        pair = self.config.objective.examples(
+            rows_BT1, seed=self.trial.seed, step=state.step, n_ids=self.n_ids
+        )
+        ids_BT, targets_BT = map(self._on_device, pair)
         state.data_seconds += time.perf_counter() - began
-        loss = self.fitting(lambda micro: self.stepper.gradients(rows_BT1, micro))
+        loss = self.fitting(lambda micro: self.stepper.gradients(ids_BT, targets_BT, micro))
         norm = self.stepper.update(self.config.schedule.multiplier(state.step, self.n_steps))
         state.step += 1
         self._unread.append((loss, norm))
         if len(self._unread) >= self._read_every:
             self.read()
+
+    def _on_device(self, values: np.ndarray) -> torch.Tensor:
+        found = torch.from_numpy(values)
+        if self.trial.device == "cpu":
+            return found
+        return found.contiguous().pin_memory().to(self.trial.device, non_blocking=True)
 
     def read(self) -> None:
         """Bring the losses and norms of unread steps to the host, into the history, and judge them in order."""
@@ -218,3 +228,14 @@ class Engine:
             "skipped_steps": state.skipped_steps,
             "data_wait_fraction": state.data_seconds / state.seconds if state.seconds else None,
         }
+
+
+def _n_ids(trial: TrialSpec, cache: TokenCache) -> int:
+    """The tokenizer's ids. Raises ValueError when the model has none left for what its objective adds."""
+    needed = cache.vocab_size + trial.train.objective.EXTRA_IDS
+    if trial.model.vocab_size < needed:
+        raise ValueError(
+            f"model.vocab_size={trial.model.vocab_size} is below {needed}: the tokenizer's {cache.vocab_size} ids and "
+            f"{trial.train.objective.EXTRA_IDS} of objective {trial.train.objective.kind}; raise it"
+        )
+    return cache.vocab_size

@@ -248,6 +248,7 @@ class _Training:
             self.trial.evaluate.val_tokens,
             batch_size,
             self.config.precision,
+            self.config.objective,
         )
 
     def _obey(self, directive: Directive, row: Mapping[str, Any]) -> Outcome | None:
@@ -301,4 +302,5 @@ class _Training:
             batch_size=batch_size,
             seed=self.trial.seed,
             precision=self.config.precision,
+            objective=self.config.objective,
         )

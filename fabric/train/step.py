@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fabric.train import loss
 from fabric.train.config import TrainConfig
 from kernels import native
 
@@ -42,17 +41,18 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(device) if train.precision == "fp16" else None
         if train.compile:
             compile_layers(model)
+        self._sum_nll = train.objective.sum_nll
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._peaks = [group["lr"] for group in optimizer.param_groups]
 
-    def gradients(self, rows_BT1: Tensor, micro_batch_size: int) -> Tensor:
+    def gradients(self, ids_BT: Tensor, targets_BT: Tensor, micro_batch_size: int) -> Tensor:
         """Accumulate the gradients of the batch's mean loss; returns that loss, an fp32 scalar (nats/token)."""
-        targets_BT = rows_BT1[:, 1:]
-        count = targets_BT.numel()
+        B, T = targets_BT.shape
+        count = B * self.train.objective.n_targets(T)
         total: Tensor | None = None
-        for part_bT1 in rows_BT1.split(micro_batch_size):
+        for ids_bT, targets_bT in zip(ids_BT.split(micro_batch_size), targets_BT.split(micro_batch_size)):
             with autocast(self.device, self.train.precision):
-                nll = loss.sum_nll(self.model, part_bT1[:, :-1], part_bT1[:, 1:]) / count
+                nll = self._sum_nll(self.model, ids_bT, targets_bT) / count
             (nll if self.scaler is None else self.scaler.scale(nll)).backward()
             total = nll.detach() if total is None else total + nll.detach()
         assert total is not None

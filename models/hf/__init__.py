@@ -24,6 +24,7 @@ from models.hf.fitting import family_of, why_none_fits
 from models.hf.native import FabricForCausalLM
 from models.hf.reading import convert_config, family_in
 from models.hf.writing import settings_of
+from models.hf_bert import BERT_CLASSES, bert_from_hf, bert_to_hf
 
 __all__ = [
     "FAMILIES",
@@ -40,8 +41,9 @@ __all__ = [
 ]
 
 
-def from_hf(hf_model: Any) -> CausalLM:
-    """Our model with the weights of a `transformers` one, same dtype and device.
+def from_hf(hf_model: Any) -> Any:
+    """Our model with the weights of a `transformers` one, same dtype and device: a `CausalLM`, or what
+    `bert_from_hf` makes.
 
     Raises ValueError for classes that ours is not (see `FAMILIES`), and for settings that ours does not have, each
     named.
@@ -49,24 +51,29 @@ def from_hf(hf_model: Any) -> CausalLM:
     if isinstance(hf_model, FabricForCausalLM):
         return hf_model.model
     name = type(hf_model).__name__
+    if name in BERT_CLASSES:
+        return bert_from_hf(hf_model)
     if name not in {f.model_class for f in FAMILIES}:
         raise ValueError(
-            f"{name} cannot be converted; these can: {', '.join(f.model_class for f in FAMILIES)}"
+            f"{name} cannot be converted; these can: "
+            f"{', '.join([*(f.model_class for f in FAMILIES), *BERT_CLASSES])}"
         )
     settings = {**hf_model.config.to_dict(), "architectures": [name]}
     config, family = convert_config(settings), family_in(settings)
     source = hf_model.state_dict()
     weight = source["model.embed_tokens.weight"]
-    model = uninitialised(config, weight.device).to(weight.dtype)
+    model: CausalLM = uninitialised(config, weight.device).to(weight.dtype)
     model.load_state_dict(convert_weights(config, source, family), strict=True)
     return model.train(hf_model.training)
 
 
-def to_hf(model: CausalLM) -> Any:
+def to_hf(model: Any) -> Any:
     """The same model as a `transformers` one, with copied weights, same dtype and device.
 
     Raises ValueError when transformers has no such architecture, saying for each class why it is not.
     """
+    if not model.config.causal:
+        return bert_to_hf(model)
     import transformers
 
     config = model.config
@@ -80,9 +87,14 @@ def to_hf(model: CausalLM) -> Any:
     return hf_model.train(model.training)
 
 
-def to_transformers(model: CausalLM) -> PreTrainedModel:
-    """A model of ours as a transformers one: of its own class where there is one (a copy), else of ours (shared)."""
-    return FabricForCausalLM.wrap(model) if family_of(model.config) is None else to_hf(model)
+def to_transformers(model: Any) -> PreTrainedModel:
+    """A model of ours as a transformers one: of its own class where there is one (a copy), else of ours (shared).
+
+    Raises ValueError for an encoder that is no BERT.
+    """
+    own = model.config.causal and family_of(model.config) is None
+    converted: PreTrainedModel = FabricForCausalLM.wrap(model) if own else to_hf(model)
+    return converted
 
 
 def convert_weights(

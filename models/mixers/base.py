@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -31,11 +31,13 @@ ROPE_FIELDS = ("rope_theta", "rope_scaling", "rotary_fraction")
 class Step:
     """What one forward pass tells every mixer: where its tokens stand, what is padding, what was asked for.
 
+    `causal`: no token sees a later one (else all see all, or within a window all on both sides).
     `rotation` is RoPE's for the T new tokens, `all_rotation` for all positions so far; None where nothing
     rotates. `attentions` collects weights_BHTS when they were asked for.
     """
 
     start: int = 0
+    causal: bool = True
     rotation: Rotation | None = None
     all_rotation: Rotation | None = None
     key_mask_BS: Tensor | None = None
@@ -43,8 +45,12 @@ class Step:
 
 
 class MixerConfig(Part):
-    """Base of every mixer's config."""
+    """Base of every mixer's config.
 
+    `CAUSAL_ONLY`: the mixer cannot let a token see later ones, so no encoder has it.
+    """
+
+    CAUSAL_ONLY: ClassVar[bool] = True
     window: int | None = Field(default=None, gt=0)
 
     @abstractmethod
@@ -73,6 +79,10 @@ class MixerConfig(Part):
     def rotated_width(self, d_model: int) -> int:
         """Components per head that RoPE turns; 0: no RoPE."""
         return 0
+
+    def flops_per_pair(self, d_model: int) -> float:
+        """Of `flops_per_token`, what one layer spends on each token that a token sees; 0 where it forms no pairs."""
+        return 0.0
 
     def rotary(self, d_model: int) -> Rotary | None:
         """How the layer rotates queries and keys; None: it does not."""
@@ -107,6 +117,7 @@ class AttentionConfig(MixerConfig):
     training.
     """
 
+    CAUSAL_ONLY: ClassVar[bool] = False
     n_heads: int = Field(gt=0, le=1 << 16)
     rope_theta: float = Field(default=10000.0, gt=0)
     rope_scaling: RopeScaling | None = None
@@ -129,6 +140,9 @@ class AttentionConfig(MixerConfig):
 
     def rotated_width(self, d_model: int) -> int:
         return self.head_width(d_model)
+
+    def flops_per_pair(self, d_model: int) -> float:
+        return 4 * self.n_heads * self.head_width(d_model)
 
     def rotary(self, d_model: int) -> Rotary | None:
         turned = self.rotated_width(d_model)
@@ -165,12 +179,13 @@ class GroupedHeads(AttentionConfig):
     """Attention whose query heads may share key/value heads.
 
     `position` "nope": no rotary positions (arXiv 2305.19466). `rotary_fraction`: the part of each head that
-    turns (GLM-4: half; see `models.rope` for which).
+    turns (GLM-4: half; see `models.rope` for which). `bias`: of all four projections (BERT, GPT-2).
     """
 
     head_dim: int | None = Field(default=None, gt=0)
     position: Literal["rope", "nope"] = "rope"
     rotary_fraction: float = Field(default=1.0, gt=0, le=1)
+    bias: bool = False
 
     @property
     def n_groups(self) -> int:
@@ -202,11 +217,12 @@ class GroupedHeads(AttentionConfig):
 
     def n_params(self, d_model: int) -> int:
         K, H, G = self.head_width(d_model), self.n_heads, self.n_groups
-        return 2 * d_model * K * (H + G) + sum(self.qk_norm_widths(H, G, K))
+        biases = K * (H + 2 * G) + d_model if self.bias else 0
+        return 2 * d_model * K * (H + G) + biases + sum(self.qk_norm_widths(H, G, K))
 
     def flops_per_token(self, d_model: int, seq_len: int) -> float:
         K, H, G = self.head_width(d_model), self.n_heads, self.n_groups
-        return 4 * d_model * K * (H + G) + 4 * H * K * self.mean_visible_keys(seq_len)
+        return 4 * d_model * K * (H + G) + self.flops_per_pair(d_model) * self.mean_visible_keys(seq_len)
 
     def state_shapes(self, d_model: int) -> tuple[tuple[int, ...], ...]:
         return ((self.n_groups, self.head_width(d_model)),) * 2
@@ -224,14 +240,15 @@ def attend(
     window: int | None,
     scale: float | None = None,
 ) -> Tensor:
-    """Causal attention over tensors with heads third, as projections and the cache have them: out_BTHV."""
+    """Attention over tensors with heads third, as projections and the cache have them: out_BTHV."""
     q, k, v = q_BTHK.transpose(1, 2), k_BSGK.transpose(1, 2), v_BSGV.transpose(1, 2)
     mask_BS = step.key_mask_BS
     if mask_BS is not None and mask_BS.shape[1] != k.shape[2]:
         mask_BS = mask_BS[:, -k.shape[2] :]
+    how: dict[str, Any] = {"causal": step.causal, "window": window, "key_mask_BS": mask_BS, "scale": scale}
     if step.attentions is None:
-        return attention(q, k, v, window=window, key_mask_BS=mask_BS, scale=scale).transpose(1, 2)
-    out, weights = reference.attention(q, k, v, window=window, key_mask_BS=mask_BS, scale=scale)
+        return attention(q, k, v, **how).transpose(1, 2)
+    out, weights = reference.attention(q, k, v, **how)
     step.attentions.append(weights)
     return out.transpose(1, 2)
 

@@ -32,7 +32,7 @@ class GQAConfig(GroupedHeads):
 
 
 class GroupedAttention(nn.Module):
-    """Softmax attention with RoPE: forward(x_BTD, step, state) -> y_BTD. Query head h reads group h // (H /
+    """Softmax attention, with RoPE or without: forward(x_BTD, step, state) -> y_BTD. Query head h reads group h // (H /
     G).
     """
 
@@ -40,10 +40,10 @@ class GroupedAttention(nn.Module):
         super().__init__()
         self.n_heads, self.n_groups, self.width = config.n_heads, config.n_groups, config.head_width(d_model)
         self.window, self.qk_norm = config.window, config.qk_norm
-        self.q = nn.Linear(d_model, self.n_heads * self.width, bias=False)
-        self.k = nn.Linear(d_model, self.n_groups * self.width, bias=False)
-        self.v = nn.Linear(d_model, self.n_groups * self.width, bias=False)
-        self.o = nn.Linear(self.n_heads * self.width, d_model, bias=False)
+        self.q = nn.Linear(d_model, self.n_heads * self.width, bias=config.bias)
+        self.k = nn.Linear(d_model, self.n_groups * self.width, bias=config.bias)
+        self.v = nn.Linear(d_model, self.n_groups * self.width, bias=config.bias)
+        self.o = nn.Linear(self.n_heads * self.width, d_model, bias=config.bias)
         if self.qk_norm != "none":
             q_width, k_width = config.qk_norm_widths(self.n_heads, self.n_groups, self.width)
             self.q_norm, self.k_norm = RMSNorm(q_width, eps), RMSNorm(k_width, eps)

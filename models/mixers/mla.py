@@ -74,8 +74,11 @@ class MLAConfig(AttentionConfig):
         )
 
     def flops_per_token(self, d_model: int, seq_len: int) -> float:
-        per_key = 2 * self.n_heads * (self.qk_width + self.v_head_dim)
-        return 2 * self._projections(d_model) + per_key * self.mean_visible_keys(seq_len)
+        pairs = self.flops_per_pair(d_model) * self.mean_visible_keys(seq_len)
+        return 2 * self._projections(d_model) + pairs
+
+    def flops_per_pair(self, d_model: int) -> float:
+        return 2 * self.n_heads * (self.qk_width + self.v_head_dim)
 
     def state_shapes(self, d_model: int) -> tuple[tuple[int, ...], ...]:
         return ((self.kv_latent_dim + self.qk_rope_dim,),)

@@ -51,8 +51,8 @@ class MLASimpleConfig(AttentionConfig):
         return self._projections(d_model) + self.latent_dim + norms
 
     def flops_per_token(self, d_model: int, seq_len: int) -> float:
-        width = self.n_heads * self.head_width(d_model)
-        return 2 * self._projections(d_model) + 4 * width * self.mean_visible_keys(seq_len)
+        pairs = self.flops_per_pair(d_model) * self.mean_visible_keys(seq_len)
+        return 2 * self._projections(d_model) + pairs
 
     def state_shapes(self, d_model: int) -> tuple[tuple[int, ...], ...]:
         return ((self.latent_dim,),)

@@ -115,10 +115,10 @@ def test_a_batch_that_does_not_fit_in_memory_is_none(model, cache, monkeypatch):
 
     original = behaviour._speed
 
-    def speed(model, batch_size, seq_len, precision):
+    def speed(model, batch_size, *how):
         if batch_size > 1:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
-        return original(model, batch_size, seq_len, precision)
+        return original(model, batch_size, *how)
 
     monkeypatch.setattr(behaviour, "_speed", speed)
     metrics, _ = measure(model, cache, EvaluateConfig(recall=False, samples=None, batch_sizes=(1, 2)))

@@ -12,7 +12,7 @@ from models import PRESETS, CausalLM, ModelConfig, build, preset
 _GQA = {"kind": "gqa", "n_heads": 9, "n_kv_heads": 3}
 _MLA = {"kind": "mla", "n_heads": 9, "kv_latent_dim": 24, "qk_nope_dim": 8, "qk_rope_dim": 4, "v_head_dim": 6}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in PRESETS if name.endswith("-tiny")},
+    **{name: (name, {}) for name, p in PRESETS.items() if name.endswith("-tiny") and p.get("causal", True)},
     "llama multi-head untied": ("smollm3-tiny", {"mixer": {"kind": "mha", "n_heads": 9}, "mixer_pattern": None,
                                                  "tie_embeddings": False}),
     "llama linear": ("llama-3.2-tiny", {"mixer": {**_GQA, "rope_scaling": {"kind": "linear", "factor": 4.0}}}),

@@ -40,6 +40,8 @@ YARN = {"kind": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 VARIANTS: dict[str, dict[str, Any]] = {
     **{kind: example(part) for kind, part in MIXERS.items()},
     "mqa": {"kind": "gqa", "n_heads": 4, "n_kv_heads": 1},
+    "gqa_bias": {"kind": "gqa", "n_heads": 4, "n_kv_heads": 2, "bias": True},
+    "mha_nope": {"kind": "mha", "n_heads": 4, "position": "nope"},
     "gqa_wide_heads": {"kind": "gqa", "n_heads": 4, "n_kv_heads": 2, "head_dim": 12},
     "mla_narrow_values": example(MIXERS["mla"], v_head_dim=6, kv_latent_dim=20),
     "mla_wide_values": example(MIXERS["mla"], v_head_dim=24, qk_nope_dim=4),

@@ -4,11 +4,11 @@ import subprocess
 import sys
 
 import pytest
-from models_cases import config_of
+from models_cases import MIXERS, VARIANTS, config_of
 from pydantic import ValidationError
 
 import models
-from models import ModelConfig, build, n_params, preset
+from models import CausalLM, MixerConfig, ModelConfig, build, n_params, preset
 from models.config import warnings
 from models.registry import parts
 
@@ -43,6 +43,12 @@ MHA = {"kind": "mha", "n_heads": 4}
             ("mixer", "mla_simple"),
             "rope_theta has no effect with position='nope'",
         ),
+        (
+            {"mixer": {**MHA, "position": "nope", "rope_theta": 5.0}},
+            ("mixer", "mha"),
+            "rope_theta has no effect with position='nope'",
+        ),
+        ({"positions": "sinus"}, ("positions",), "'none' or 'learned'"),
         ({"norm_placement": "before"}, ("norm_placement",), "'pre', 'post', 'sandwich' or 'postln'"),
         ({"d_model": 0}, ("d_model",), "greater than 0"),
         ({"norm": {"eps": float("nan")}}, ("norm", "eps"), "finite"),
@@ -71,7 +77,27 @@ def test_odd_rotated_width_of_mla():
 
 def test_a_bidirectional_language_model_is_refused():
     with pytest.raises(ValueError, match="causal=False cannot be built as a language model"):
-        build(config_of(MHA, causal=False))
+        CausalLM(config_of(MHA, causal=False))
+
+
+def test_what_does_not_go_with_a_direction_is_refused_by_name(monkeypatch):
+    with pytest.raises(ValidationError, match="token_types=2 belongs to encoders"):
+        config_of(MHA, token_types=2)
+    with pytest.raises(ValidationError, match="tie_embeddings=False has no effect on an encoder"):
+        config_of(MHA, causal=False, tie_embeddings=False)
+    monkeypatch.setattr(MIXERS["mha"], "CAUSAL_ONLY", True)
+    with pytest.raises(ValidationError, match="causal=False: mixer 'mha' reads a text in one direction only"):
+        config_of(MHA, causal=False)
+
+
+def test_a_mixer_that_says_nothing_about_its_direction_is_causal_only():
+    assert MixerConfig.CAUSAL_ONLY
+    assert [kind for kind, part in MIXERS.items() if not part.CAUSAL_ONLY] == [
+        "gqa",
+        "mha",
+        "mla",
+        "mla_simple",
+    ]
 
 
 @pytest.mark.parametrize(("window", "warns"), [(None, False), (15, False), (16, True), (17, True)])
@@ -79,6 +105,17 @@ def test_a_window_as_long_as_the_text_warns(window, warns):
     found = warnings(config_of({**MHA, "window": window}), seq_len=16)
     assert bool(found) is warns
     assert all(f"mixer.window={window} has no effect" in line for line in found)
+
+
+def test_an_encoder_that_knows_no_order_warns():
+    nope = {**MHA, "position": "nope"}
+    assert any("knows no order" in line for line in warnings(config_of(nope, causal=False), 16))
+    for config in (
+        config_of(nope),
+        config_of(MHA, causal=False),
+        config_of(nope, causal=False, positions="learned"),
+    ):
+        assert warnings(config, 16) == []
 
 
 @pytest.mark.parametrize(
@@ -166,6 +203,12 @@ def test_configs_are_frozen_and_survive_json(name):
     assert (wider.d_model, wider.mixer) == (144, config.mixer)
     with pytest.raises(ValidationError):
         config.replace(d_modl=128)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_form_of_a_mixer_survives_being_written_out_whole(name):
+    config = config_of(VARIANTS[name])
+    assert ModelConfig.model_validate(config.model_dump(mode="json")) == config
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,21 @@ def test_parameters(name, placement, qk_norm):
             assert n_params(config) == sum(p.numel() for p in model.parameters())
 
 
+EMBEDDINGS = [
+    {"positions": "learned"},
+    {"embedding_norm": True, "norm": {"kind": "layernorm"}},
+    {"positions": "learned", "embedding_norm": True, "token_types": 2, "causal": False},
+]
+
+
+@pytest.mark.parametrize("changes", EMBEDDINGS)
+def test_embeddings_besides_the_tokens(changes):
+    config = config_of(VARIANTS["gqa_bias"], **changes)
+    model = build(config)
+    assert n_params(config) == sum(p.numel() for p in model.parameters())
+    assert kept_for_backward(model, ids_of(2, 24)) == saved_bytes(config, 2, 24)
+
+
 @pytest.mark.parametrize(
     ("mixer", "attention_params", "total"),
     [
@@ -99,6 +114,25 @@ def test_flops_of_one_token_are_those_counted(name, ffn):
     assert counter.get_total_flops() == flops_per_token(config, seq_len=1)
 
 
+@pytest.mark.parametrize("window", [None, 1, 5])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_flops_of_an_encoder_are_those_counted(name, window):
+    T = 16
+    config = config_of({**VARIANTS[name], "window": window}, causal=False)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        build(config)(ids_of(1, T))
+    # The counter takes all pairs for visible, and MLA's heads for as wide as their wider side.
+    invisible = 0
+    for mixer in config.mixers:
+        seen = sum(abs(i - j) < (mixer.window or T) for i in range(T) for j in range(T))
+        one_pair = counted = mixer.flops_per_pair(config.d_model)
+        if mixer.kind == "mla":
+            counted = 4 * mixer.n_heads * max(mixer.qk_width, mixer.v_head_dim)
+        invisible += counted * T * T - one_pair * seen
+    assert flops_per_token(config, T) * T == pytest.approx(counter.get_total_flops() - invisible, rel=1e-12)
+    assert state_bytes(config, T) == 0
+
+
 @pytest.mark.parametrize("window", [None, 1, 7, 16, 30])
 def test_mean_visible_keys_counts_the_mask(window):
     mixer = config_of({**VARIANTS["mha"], "window": window}).mixer
@@ -125,9 +159,9 @@ def kept_for_backward(model, ids):
 
 @pytest.mark.parametrize(("name", "placement", "qk_norm"), SHAPES)
 def test_bytes_kept_for_backward(name, placement, qk_norm):
-    for window, norm in ((None, "rmsnorm"), (6, "layernorm")):
+    for window, norm, causal in ((None, "rmsnorm", True), (6, "layernorm", True), (6, "rmsnorm", False)):
         mixer = {**VARIANTS[name], "qk_norm": qk_norm, "window": window}
-        config = config_of(mixer, norm_placement=placement, norm={"kind": norm})
+        config = config_of(mixer, norm_placement=placement, norm={"kind": norm}, causal=causal)
         assert kept_for_backward(build(config), ids_of(2, 40)) == saved_bytes(config, 2, 40)
 
 

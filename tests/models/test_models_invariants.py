@@ -85,7 +85,7 @@ def test_order_of_earlier_tokens_matters(mixer, placement):
     assert (model(ids).logits[0, -1] - model(swapped).logits[0, -1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["mla_simple_nope", "gqa_nope"])
+@pytest.mark.parametrize("name", ["gqa_nope", "mla_simple_nope"])
 @torch.no_grad()
 def test_nope_ignores_order_in_one_layer(name):
     model = build(config_of(VARIANTS[name], n_layers=1), seed=1)
@@ -94,6 +94,30 @@ def test_nope_ignores_order_in_one_layer(name):
     swapped[0, 5], swapped[0, 9] = ids[0, 9], ids[0, 5]
     assert not torch.equal(ids, swapped)
     assert (model(ids).logits[0, -1] - model(swapped).logits[0, -1]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["mha_nope", "mla_simple_nope", "gqa"])
+@pytest.mark.parametrize("window", WINDOWS)
+@torch.no_grad()
+def test_learned_positions_give_order_and_are_counted_from_the_first_real_token(name, window):
+    config = config_of({**VARIANTS[name], "window": window}, positions="learned", embedding_norm=True)
+    model = build(config, seed=1).eval()
+    ids = ids_of(2, 16)
+    swapped = ids.clone()
+    ids[0, 13], ids[0, 14] = 3, 4
+    swapped[0, 13], swapped[0, 14] = 4, 3
+    full = model(ids).logits
+    assert (full[0, -1] - model(swapped).logits[0, -1]).abs().max() > 1e-3
+    mask = torch.ones_like(ids)
+    mask[0, :6] = 0
+    alone = model(ids[:1, 6:]).logits
+    torch.testing.assert_close(model(ids, mask).logits[:1, 6:], alone, atol=1e-5, rtol=0)
+    for padding, want in ((None, full), (mask, alone)):
+        cache = model.new_cache(2, 16)
+        pieces = [model(ids[:, :9], None if padding is None else padding[:, :9], cache=cache).logits]
+        pieces += [model(ids[:, t : t + 1], cache=cache).logits for t in range(9, 16)]
+        decoded = torch.cat(pieces, dim=1)
+        torch.testing.assert_close(decoded[: len(want), -want.shape[1] :], want, atol=1e-5, rtol=0)
 
 
 @windowed

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fabric.data.disk import default_cache_root
 from fabric.data.smollm2 import GGUF_NAME
+from kernels.folders import default_cache_root
 from models import ModelConfig, generate
 from models.decoder import uninitialised
 

@@ -35,6 +35,7 @@ def main(text: str, cache_folder: str, folder: str) -> None:
                 "precision": precision,
                 "optimizer": {"kind": "adamw", "lr": 1e-3},
                 "schedule": {"kind": "cosine"},
+                "objective": {"kind": "next_token" if PRESETS[preset].get("causal", True) else "denoise"},
             },
             "evaluate": {"times": 1, "val_tokens": 8 * seq_len, "final_val_tokens": 8 * seq_len,
                          "recall": False, "samples": None},

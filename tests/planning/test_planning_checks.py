@@ -28,6 +28,11 @@ RATE = {"path": "train.optimizer.lr", "values": [1e-3, 3e-3], "role": "nuisance"
             {"axes": [{"path": "model.ffn.d_ff", "values": [64, 32]}], "match": "params"},
             ["model.ffn.d_ff", "search.match: params solves"],
         ),
+        (
+            {"axes": [{"arms": [{"name": "a"}, {"name": "b", "set": {"train.objective": {"kind": "denoise"},
+                                                                     "model.causal": False}}]}]},
+            ["'b' changes train.objective", "cannot be compared"],
+        ),
         ({"axes": [{"path": "train.compile", "values": [False, True]}]}, ["train.compile", "one and the same"]),
         ({"axes": [{"path": "evaluate.times", "values": [2, 4]}]}, ["evaluate.times", "one and the same"]),
         ({"axes": [{"path": "train.micro_batch_size", "values": [1, 2]}]}, ["micro_batch_size", "one and the same"]),

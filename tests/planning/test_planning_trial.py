@@ -57,8 +57,12 @@ def changed(path: str, value: Any) -> TrialSpec:
 
 def cases() -> dict[str, TrialSpec]:
     """What the golden ids are of: every preset, and each optimizer, schedule and option once."""
-    found = {f"preset {name}": trial(preset=name) for name in PRESETS}
     train = body()["train"]
+    denoise = {"train": {**train, "objective": {"kind": "denoise"}}}
+    found = {
+        f"preset {n}": trial(preset=n, **({} if p.get("causal", True) else denoise))
+        for n, p in PRESETS.items()
+    }
     for name, change in {
         "adamw8bit": {"optimizer": {"kind": "adamw8bit", "lr": 3e-3}},
         "cosine": {"schedule": {"kind": "cosine"}},
@@ -75,6 +79,14 @@ def cases() -> dict[str, TrialSpec]:
 def test_ids_are_the_golden_ones():
     """A changed id orphans every finished trial of every user: change the file only with a reason to do that."""
     assert {name: spec.id for name, spec in cases().items()} == json.loads(GOLDEN.read_text())
+
+
+def test_the_objective_that_all_had_before_there_was_a_choice_is_no_part_of_the_id():
+    assert changed("train.objective", {"kind": "next_token"}).id == trial().id
+    assert "objective" not in trial().identity()["train"]
+    denoise = changed("train.objective", {"kind": "denoise"})
+    assert denoise.identity()["train"]["objective"] == {"kind": "denoise"}
+    assert changed("train.objective", {"kind": "denoise", "mask_rate": 0.3}).id != denoise.id != trial().id
 
 
 def test_ids_are_the_same_in_another_process_and_with_other_hashes():
@@ -142,6 +154,7 @@ def test_every_number_of_model_and_training_enters():
         "seed": 0,
     }
     fields = numeric_fields(whole) + [("data.seq_len", 128)]
+    fields.remove(("model.token_types", 0))  # of encoders only
     assert len(fields) > 15
     seen = {spec.id: "the trial itself"}
     for path, value in fields:
@@ -164,12 +177,27 @@ def test_every_number_of_model_and_training_enters():
         ("model.norm_placement", "post"),
         ("model.mixer.qk_norm", "head"),
         ("model.mixer.window", 64),
+        ("model.mixer.bias", True),
+        ("model.mixer.position", "nope"),
         ("model.tie_embeddings", False),
+        ("model.positions", "learned"),
+        ("model.embedding_norm", True),
+        ("train.objective", {"kind": "denoise"}),
         ("train.optimizer.betas", [0.9, 0.999]),
     ],
 )
 def test_what_changes_the_numbers_enters(path, value):
     assert changed(path, value).id != trial().id
+
+
+def test_what_changes_an_encoder_s_numbers_enters():
+    encoder = {**PRESETS["bert-tiny"], "token_types": 2}
+    objective = {"kind": "denoise", "mask_rate": 0.15}
+    changes = [{}, {"mask_rate": 0.3}, {"mask_share": 0.9}, {"random_share": 0.2}]
+    trains = [{**body()["train"], "objective": {**objective, **change}} for change in changes]
+    ids = [trial(model=encoder, train=train).id for train in trains]
+    ids += [trial(model={**encoder, "token_types": 3}, train=trains[0]).id]
+    assert len(set(ids)) == 5
 
 
 def test_the_cadence_of_evaluation_enters_where_it_can_end_the_trial():

@@ -57,11 +57,11 @@ def starved(monkeypatch, fits, error):
     """Micro-batches above `fits` fail, after a part of their gradients is there."""
     gradients = Stepper.gradients
 
-    def limited(self, rows, micro):
+    def limited(self, ids, targets, micro):
         if micro > fits:
-            gradients(self, rows[:1], 1)
+            gradients(self, ids[:1], targets[:1], 1)
             raise error
-        return gradients(self, rows, micro)
+        return gradients(self, ids, targets, micro)
 
     monkeypatch.setattr(Stepper, "gradients", limited)
 

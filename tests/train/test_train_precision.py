@@ -83,8 +83,8 @@ def test_fp16_gradients_that_are_never_finite_are_a_divergence(prepared, store, 
     data, cache = prepared
     gradients = step.Stepper.gradients
 
-    def poisoned(self, rows, micro):
-        loss = gradients(self, rows, micro)
+    def poisoned(self, ids, targets, micro):
+        loss = gradients(self, ids, targets, micro)
         next(self.model.parameters()).grad.fill_(float("nan"))
         return loss
 

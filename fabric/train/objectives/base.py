@@ -1,0 +1,76 @@
+"""What every training objective declares: the model it trains, what is asked of a row of tokens, and the loss.
+
+Shapes: B rows, T tokens a row (a row of the token cache holds T + 1), V ids of the tokenizer.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from models.parts import Part
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from models import ModelConfig
+
+
+class ObjectiveConfig(Part):
+    """Base of the files in `fabric/train/objectives/`.
+
+    `CAUSAL`: whether the model is a decoder (else an encoder). `IS_LIKELIHOOD`: whether the loss is that of the text
+    itself, so that perplexity and bits per byte mean something. `EXTRA_IDS`: ids the model needs beside the
+    tokenizer's, from V on.
+    """
+
+    CAUSAL: ClassVar[bool]
+    IS_LIKELIHOOD: ClassVar[bool]
+    EXTRA_IDS: ClassVar[int] = 0
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Raise ValueError for a model that this objective cannot train."""
+        if model.causal == self.CAUSAL:
+            return
+        if model.causal:
+            raise ValueError(
+                f"objective {self.kind} trains encoders, and model.causal is true: a token would be predicted from "
+                "one side only; set model.causal to false"
+            )
+        raise ValueError(
+            "causal=False: a model whose tokens see the ones they are to predict cannot be given a language-model "
+            "loss; leave causal at true, or take objective: {kind: denoise}"
+        )
+
+    @abstractmethod
+    def build(self, model: ModelConfig, seed: int, device: str | None = None) -> nn.Module:
+        """The module that is trained, with its initial parameters. Raises ValueError as `check_model`."""
+
+    @abstractmethod
+    def n_targets(self, seq_len: int) -> int:
+        """Tokens of a row that are predicted."""
+
+    @abstractmethod
+    def flops_per_token(self, model: ModelConfig, seq_len: int) -> float:
+        """Forward FLOPs a token read, output matrix included; a training step is three times that."""
+
+    @abstractmethod
+    def examples(
+        self, rows_BT1: np.ndarray, *, seed: int, step: int, n_ids: int, first_row: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the model reads, ids_BT, and what it must predict, targets_BT (-100: nothing); int64.
+
+        A pure function of the tokens, (seed, step) and each row's number in the global batch, which counts from
+        `first_row`. `n_ids` is V.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def sum_nll(model: Any, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Summed negative log-likelihood of the targets in nats, an fp32 scalar."""
+
+    @staticmethod
+    @abstractmethod
+    def nll(model: Any, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Negative log-likelihood of each target, fp32, any shape; without gradient."""
