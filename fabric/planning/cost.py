@@ -12,6 +12,7 @@ from functools import cache, lru_cache
 from fabric.data.disk import write_atomic
 from fabric.planning.machine import WORKER_MODULES
 from fabric.planning.trial import TrialSpec
+from kernels import native
 from kernels.folders import default_cache_root
 from models import n_params
 from models.config import ModelConfig
@@ -111,13 +112,19 @@ import sys
 for module in sys.argv[1].split(","):
     importlib.import_module(module)
 import torch
+from fabric.train.config import TrainConfig
+from fabric.train.step import Stepper
+from models import build, preset
 torch.set_num_threads(1)
-layer = torch.nn.Linear(64, 64)
-optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
-with torch.autocast("cpu", dtype=torch.bfloat16):
-    loss = layer(torch.ones(64, 64)).sum()
-loss.backward()
-optimizer.step()
+train = TrainConfig.model_validate({
+    "tokens": 64, "batch_size": 1, "precision": "bf16",
+    "optimizer": {"kind": "adamw", "lr": 1e-3}, "schedule": {"kind": "constant"},
+})
+model = build(preset("smollm-tiny", n_layers=1))
+rows = torch.zeros(1, 65, dtype=torch.long)
+stepper = Stepper(model, train.optimizer.build(model), train, "cpu")
+stepper.gradients(rows[:, :-1], rows[:, 1:], 1)
+stepper.update(1.0)
 with open("/proc/self/status") as file:
     status = dict(line.split(":", 1) for line in file)
 print(int(status["VmRSS"].split()[0]) * 1024)
@@ -132,7 +139,7 @@ def process_bytes() -> int:
     """
     import torch
 
-    key = f"{platform.node()}-{platform.python_version()}-{torch.__version__}".replace("/", "_")
+    key = f"{platform.node()}-{platform.python_version()}-{torch.__version__}-{native.name()}".replace("/", "_")
     memo = default_cache_root() / "machine" / f"worker-bytes-{key}.json"
     try:
         return int(json.loads(memo.read_text())["bytes"])

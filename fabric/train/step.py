@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fabric.train.config import TrainConfig
 from kernels import native
+from models.residual import Block
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -24,8 +25,9 @@ def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[A
 def compile_layers(model: nn.Module) -> None:
     """Let every layer run as compiled code: layers are alike, so one compilation serves all of a model."""
     native.attention_dtypes()  # compiled code cannot look for kernels itself
-    for layer in model.layers:  # type: ignore[union-attr]
-        layer.compile()
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile()
 
 
 class Stepper:

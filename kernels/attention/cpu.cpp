@@ -30,11 +30,31 @@ struct Sizes {
 // Strides in elements of (batch, position, head); the last dimension is contiguous.
 struct Strides { int64_t b, t, h; };
 
-struct Buffer {
-    void* p;
-    explicit Buffer(size_t bytes) : p(aligned_alloc(64, (bytes + 127) / 64 * 64)) {}
-    ~Buffer() { free(p); }
-    Buffer(const Buffer&) = delete;
+// Working memory of a thread, kept for its next task: what is allocated and freed between tensors scatters them.
+struct Memory {
+    char* start = nullptr;
+    size_t size = 0;
+    ~Memory() { free(start); }
+};
+thread_local Memory memory;
+
+// Hands out pieces of a task's working memory, one after the other.
+struct Pieces {
+    size_t used = 0;
+    explicit Pieces(size_t bytes, int count) {
+        bytes += 64 * count;
+        if (bytes > memory.size) {
+            free(memory.start);
+            memory.start = (char*)aligned_alloc(64, (bytes + 63) / 64 * 64);
+            memory.size = bytes;
+        }
+    }
+    template <typename X>
+    X* take(int64_t n) {
+        X* piece = (X*)(memory.start + used);
+        used += (n * sizeof(X) + 63) / 64 * 64;
+        return piece;
+    }
 };
 
 // ---- products
@@ -231,10 +251,10 @@ void forward_task(const Sizes& z, int64_t b, int64_t g, const typename P::T* q, 
                   Strides os, float* lse) {
     typedef typename P::T E;
     const int64_t Tp = z.up(z.T), Sp = z.up(z.S), Kp = P::wide(z.K), Vp = P::wide(z.V), per = z.H / z.G;
-    Buffer keys_(sizeof(E) * Sp * Kp), values_(sizeof(E) * Sp * Vp), queries_(sizeof(E) * Tp * Kp);
-    Buffer p_(sizeof(E) * N * N), s_(4 * N * N), o_(4 * Vp * N);
-    E *keys = (E*)keys_.p, *values = (E*)values_.p, *queries = (E*)queries_.p, *p = (E*)p_.p;
-    float *s = (float*)s_.p, *o = (float*)o_.p;
+    Pieces pieces(sizeof(E) * (Sp * (Kp + Vp) + Tp * Kp + N * N) + 4 * N * (N + Vp), 6);
+    E *keys = pieces.take<E>(Sp * Kp), *values = pieces.take<E>(Sp * Vp), *queries = pieces.take<E>(Tp * Kp);
+    E* p = pieces.take<E>(N * N);
+    float *s = pieces.take<float>(N * N), *o = pieces.take<float>(Vp * N);
     left(k + b * ks.b + g * ks.h, ks.t, z.S, z.K, keys, Sp, Kp);
     left_transposed(v + b * vs.b + g * vs.h, vs.t, z.S, z.V, values, Sp, Vp);
     const Sight sight{z, mask ? mask + b * z.S : nullptr, z.S - z.T};
@@ -294,15 +314,16 @@ void backward_task(const Sizes& z, int64_t b, int64_t g, const typename P::T* q,
                    typename P::T* dk, Strides dks, typename P::T* dv, Strides dvs) {
     typedef typename P::T E;
     const int64_t Tp = z.up(z.T), Sp = z.up(z.S), Kp = P::wide(z.K), Vp = P::wide(z.V), per = z.H / z.G;
-    Buffer keys_(sizeof(E) * Sp * Kp), keysT_(sizeof(E) * Sp * Kp), values_(sizeof(E) * Sp * Vp);
-    Buffer qw_(sizeof(E) * Tp * Kp), qp_(sizeof(E) * Tp * Kp), gw_(sizeof(E) * Tp * Vp), gp_(sizeof(E) * Tp * Vp);
-    Buffer dqT_(4 * Tp * Kp), dk_(4 * Sp * Kp), dv_(4 * Sp * Vp), lse_(4 * Tp), delta_(4 * Tp);
-    Buffer s_(4 * N * N), t_(4 * N * N), p_(sizeof(E) * N * N), d_(sizeof(E) * N * N), dp_(sizeof(E) * N * N);
-    E *keys = (E*)keys_.p, *keysT = (E*)keysT_.p, *values = (E*)values_.p;
-    E *qw = (E*)qw_.p, *qp = (E*)qp_.p, *gw = (E*)gw_.p, *gp = (E*)gp_.p;
-    float *dqT = (float*)dqT_.p, *dkA = (float*)dk_.p, *dvA = (float*)dv_.p, *s = (float*)s_.p, *t = (float*)t_.p;
-    float *lseP = (float*)lse_.p, *delta = (float*)delta_.p;
-    E *p = (E*)p_.p, *d = (E*)d_.p, *dp = (E*)dp_.p;
+    const int64_t elements = Sp * (2 * Kp + Vp) + 2 * Tp * (Kp + Vp) + 3 * N * N;
+    const int64_t floats = Tp * (Kp + 2) + Sp * (Kp + Vp) + 2 * N * N;
+    Pieces pieces(sizeof(E) * elements + 4 * floats, 17);
+    E *keys = pieces.take<E>(Sp * Kp), *keysT = pieces.take<E>(Sp * Kp), *values = pieces.take<E>(Sp * Vp);
+    E *qw = pieces.take<E>(Tp * Kp), *qp = pieces.take<E>(Tp * Kp);
+    E *gw = pieces.take<E>(Tp * Vp), *gp = pieces.take<E>(Tp * Vp);
+    float *dqT = pieces.take<float>(Tp * Kp), *dkA = pieces.take<float>(Sp * Kp), *dvA = pieces.take<float>(Sp * Vp);
+    float *lseP = pieces.take<float>(Tp), *delta = pieces.take<float>(Tp);
+    float *s = pieces.take<float>(N * N), *t = pieces.take<float>(N * N);
+    E *p = pieces.take<E>(N * N), *d = pieces.take<E>(N * N), *dp = pieces.take<E>(N * N);
     left(k + b * ks.b + g * ks.h, ks.t, z.S, z.K, keys, Sp, Kp);
     left_transposed(k + b * ks.b + g * ks.h, ks.t, z.S, z.K, keysT, Sp, Kp);
     left(v + b * vs.b + g * vs.h, vs.t, z.S, z.V, values, Sp, Vp);
