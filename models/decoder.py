@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.linear import linears
 from models.cache import Cache
 from models.config import ModelConfig
 from models.encoder import Encoder
@@ -76,7 +76,7 @@ class CausalLM(Trunk):
         attentions: list[Tensor] | None = [] if output_attentions else None
         x_BTD = self.run(input_ids_BT, attention_mask_BT, cache, states=states, attentions=attentions)
         return CausalLMOutput(
-            logits=F.linear(x_BTD, self.lm_head_weight),
+            logits=linears(x_BTD, self.lm_head_weight)[0],
             cache=cache,
             hidden_states=None if states is None else (*states, x_BTD),
             attentions=None if attentions is None else tuple(attentions),

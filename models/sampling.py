@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.linear import linears
 from models.decoder import CausalLM
 
 
@@ -38,7 +38,7 @@ def generate(
     new_ids, ids, mask = [input_ids_BT], input_ids_BT, attention_mask
     for i in range(max_new_tokens):
         last_BD = model.hidden(ids, mask, cache)[:, -1]
-        ids_B = sample(F.linear(last_BD, model.lm_head_weight), temperature, top_k, top_p, generator)
+        ids_B = sample(linears(last_BD, model.lm_head_weight)[0], temperature, top_k, top_p, generator)
         if eos_id is not None:
             ids_B = ids_B.masked_fill(ended_B, eos_id)
             ended_B |= ids_B == eos_id

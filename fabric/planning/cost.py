@@ -139,7 +139,9 @@ def process_bytes() -> int:
     """
     import torch
 
-    key = f"{platform.node()}-{platform.python_version()}-{torch.__version__}-{native.name()}".replace("/", "_")
+    key = f"{platform.node()}-{platform.python_version()}-{torch.__version__}-{native.name()}".replace(
+        "/", "_"
+    )
     memo = default_cache_root() / "machine" / f"worker-bytes-{key}.json"
     try:
         return int(json.loads(memo.read_text())["bytes"])

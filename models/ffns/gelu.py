@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.ffns.base import FFNConfig
+from models.linear import Linear
 
 
 class GELUConfig(FFNConfig):
@@ -39,8 +40,8 @@ class GELUNetwork(nn.Module):
     def __init__(self, config: GELUConfig, d_model: int) -> None:
         super().__init__()
         self.approximate = config.approximate
-        self.up = nn.Linear(d_model, config.d_ff, bias=config.bias)
-        self.down = nn.Linear(config.d_ff, d_model, bias=config.bias)
+        self.up = Linear(d_model, config.d_ff, bias=config.bias)
+        self.down = Linear(config.d_ff, d_model, bias=config.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x_BTD), approximate=self.approximate))

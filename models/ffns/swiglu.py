@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kernels.swiglu import swiglu
 from models.ffns.base import FFNConfig
+from models.linear import Linear, project
 
 
 class SwiGLUConfig(FFNConfig):
@@ -36,9 +37,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, d_model: int, d_ff: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(d_model, d_ff, bias=False)
-        self.up = nn.Linear(d_model, d_ff, bias=False)
-        self.down = nn.Linear(d_ff, d_model, bias=False)
+        self.gate = Linear(d_model, d_ff, bias=False)
+        self.up = Linear(d_model, d_ff, bias=False)
+        self.down = Linear(d_ff, d_model, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down(swiglu(self.gate(x_BTD), self.up(x_BTD)))
+        return self.down(swiglu(*project(x_BTD, self.gate, self.up)))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from models.linear import Linear, project
 from models.mixers.base import GroupedHeads, Step, attend, in_order, remember
 from models.norms import NormConfig, RMSNorm
 from models.rope import rotate
@@ -40,16 +41,16 @@ class GroupedAttention(nn.Module):
         super().__init__()
         self.n_heads, self.n_groups, self.width = config.n_heads, config.n_groups, config.head_width(d_model)
         self.window, self.qk_norm = config.window, config.qk_norm
-        self.q = nn.Linear(d_model, self.n_heads * self.width, bias=config.bias)
-        self.k = nn.Linear(d_model, self.n_groups * self.width, bias=config.bias)
-        self.v = nn.Linear(d_model, self.n_groups * self.width, bias=config.bias)
-        self.o = nn.Linear(self.n_heads * self.width, d_model, bias=config.bias)
+        self.q = Linear(d_model, self.n_heads * self.width, bias=config.bias)
+        self.k = Linear(d_model, self.n_groups * self.width, bias=config.bias)
+        self.v = Linear(d_model, self.n_groups * self.width, bias=config.bias)
+        self.o = Linear(self.n_heads * self.width, d_model, bias=config.bias)
         if self.qk_norm != "none":
             q_width, k_width = config.qk_norm_widths(self.n_heads, self.n_groups, self.width)
             self.q_norm, self.k_norm = RMSNorm(q_width, eps), RMSNorm(k_width, eps)
 
     def forward(self, x_BTD: Tensor, step: Step, state: LayerState | None = None) -> Tensor:
-        q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+        q, k, v = project(x_BTD, self.q, self.k, self.v)
         if self.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (x.unflatten(-1, (-1, self.width)) for x in (q, k, v))

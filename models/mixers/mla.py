@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from models.linear import Linear, project
 from models.mixers.base import AttentionConfig, Step, attend, in_order, remember
 from models.norms import NormConfig, RMSNorm
 from models.rope import Rotary, rotate
@@ -105,15 +106,15 @@ class LatentAttention(nn.Module):
         self.config = config
         H, C, R = config.n_heads, config.kv_latent_dim, config.qk_rope_dim
         if config.q_latent_dim is None:
-            self.q = nn.Linear(d_model, H * config.qk_width, bias=False)
+            self.q = Linear(d_model, H * config.qk_width, bias=False)
         else:
-            self.q_down = nn.Linear(d_model, config.q_latent_dim, bias=False)
+            self.q_down = Linear(d_model, config.q_latent_dim, bias=False)
             self.q_latent_norm = RMSNorm(config.q_latent_dim, LATENT_EPS)
-            self.q = nn.Linear(config.q_latent_dim, H * config.qk_width, bias=False)
-        self.kv_down = nn.Linear(d_model, C + R, bias=False)
+            self.q = Linear(config.q_latent_dim, H * config.qk_width, bias=False)
+        self.kv_down = Linear(d_model, C + R, bias=False)
         self.latent_norm = RMSNorm(C, LATENT_EPS)
-        self.kv_up = nn.Linear(C, H * (config.qk_nope_dim + config.v_head_dim), bias=False)
-        self.o = nn.Linear(H * config.v_head_dim, d_model, bias=False)
+        self.kv_up = Linear(C, H * (config.qk_nope_dim + config.v_head_dim), bias=False)
+        self.o = Linear(H * config.v_head_dim, d_model, bias=False)
         if config.qk_norm != "none":
             q_width, k_width = config.qk_norm_widths(H, H, config.qk_nope_dim)
             self.q_norm, self.k_norm = RMSNorm(q_width, eps), RMSNorm(k_width, eps)
@@ -123,11 +124,14 @@ class LatentAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor, step: Step, state: LayerState | None = None) -> Tensor:
         config = self.config
-        q_in = x_BTD if config.q_latent_dim is None else self.q_latent_norm(self.q_down(x_BTD))
-        q_BTHK = self.q(q_in).unflatten(-1, (config.n_heads, -1))
+        first = self.q if config.q_latent_dim is None else self.q_down
+        q_BTX, kv_BTX = project(x_BTD, first, self.kv_down)
+        if config.q_latent_dim is not None:
+            q_BTX = self.q(self.q_latent_norm(q_BTX))
+        q_BTHK = q_BTX.unflatten(-1, (config.n_heads, -1))
         qn_BTHN, qr_BTHR = q_BTHK.split((config.qk_nope_dim, config.qk_rope_dim), dim=-1)
         qn_BTHN = self._normed(qn_BTHN, "q_norm")
-        c_BTC, kr_BTR = self.kv_down(x_BTD).split((config.kv_latent_dim, config.qk_rope_dim), dim=-1)
+        c_BTC, kr_BTR = kv_BTX.split((config.kv_latent_dim, config.qk_rope_dim), dim=-1)
         c_BTC = self.latent_norm(c_BTC)
         kr_BT1R = kr_BTR.unsqueeze(2)
         if step.rotation is not None:

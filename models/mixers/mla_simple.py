@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from models.linear import Linear, project
 from models.mixers.base import AttentionConfig, Step, attend, in_order, remember
 from models.norms import NormConfig, RMSNorm
 from models.rope import rotate
@@ -75,21 +76,22 @@ class SimpleLatentAttention(nn.Module):
         self.config = config
         self.width = config.head_width(d_model)
         total = config.n_heads * self.width
-        self.q = nn.Linear(d_model, total, bias=False)
-        self.kv_down = nn.Linear(d_model, config.latent_dim, bias=False)
+        self.q = Linear(d_model, total, bias=False)
+        self.kv_down = Linear(d_model, config.latent_dim, bias=False)
         self.latent_norm = RMSNorm(config.latent_dim, eps)
-        self.kv_up = nn.Linear(config.latent_dim, 2 * total, bias=False)
-        self.o = nn.Linear(total, d_model, bias=False)
+        self.kv_up = Linear(config.latent_dim, 2 * total, bias=False)
+        self.o = Linear(total, d_model, bias=False)
         if config.qk_norm != "none":
             q_width, k_width = config.qk_norm_widths(config.n_heads, config.n_heads, self.width)
             self.q_norm, self.k_norm = RMSNorm(q_width, eps), RMSNorm(k_width, eps)
 
     def forward(self, x_BTD: Tensor, step: Step, state: LayerState | None = None) -> Tensor:
         config = self.config
-        q_BTHK = self._normed(self.q(x_BTD), "q_norm")
+        q_BTX, c_BTC = project(x_BTD, self.q, self.kv_down)
+        q_BTHK = self._normed(q_BTX, "q_norm")
         if step.rotation is not None:
             q_BTHK = rotate(q_BTHK, step.rotation)
-        c_BTC = self.latent_norm(self.kv_down(x_BTD))
+        c_BTC = self.latent_norm(c_BTC)
         ordered = config.position != "nope" or in_order(step)
         (c_BSC,) = remember(state, (c_BTC,), step, ordered)
         n_queries, n_keys = q_BTHK.shape[1], c_BSC.shape[1]

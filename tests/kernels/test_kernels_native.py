@@ -12,6 +12,7 @@ from kernels_kit import needs_native
 from kernels import native
 from kernels.attention import attention
 from kernels.cross_entropy import IGNORED, cross_entropy_
+from kernels.linear import linears
 from kernels.rmsnorm import rms_norm
 from kernels.rotary import rotary
 from kernels.swiglu import swiglu
@@ -279,3 +280,40 @@ def test_a_compiler_that_fails_is_said_once(tmp_path):
     assert done.stdout == "False torch ()\n"
     assert done.stderr.count("could not be compiled") == 1
     assert "out of order" in done.stderr
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@few
+@given(
+    rows=st.integers(1, 8),
+    width=st.sampled_from([1, 16, 31, 64, 100]),
+    outputs=st.lists(st.integers(1, 70), min_size=1, max_size=3),
+)
+def test_products_of_few_rows(dtype, rows, width, outputs):
+    x, *weights = (t.to(dtype) for t in randoms(0, (rows, 1, width), *[(n, width) for n in outputs]))
+    ours = linears(x, *weights, backend="cpu")
+    exact = linears(x.double(), *(w.double() for w in weights), backend="reference")
+    for got, wanted in zip(ours, exact, strict=True):
+        assert got.shape == wanted.shape
+        assert error(got, wanted) <= LIMITS[dtype]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_products_that_share_their_input_have_the_gradients_of_single_ones(autocast, count):
+    leaves = [t.requires_grad_() for t in randoms(0, (2, 5, 8), *[(6 + n, 8) for n in range(count)])]
+    results = []
+    for backend in ("shared", "reference"):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            outs = linears(*leaves, backend=backend)
+        loss = sum((out.float() * (i + 1)).square().sum() for i, out in enumerate(outs))
+        results.append([*outs, *torch.autograd.grad(loss, leaves)])
+    for got, wanted in zip(*results, strict=True):
+        assert got.dtype == wanted.dtype
+        assert error(got, wanted) <= (1e-2 if autocast else 1e-6)
+
+
+def test_products_of_one_token_without_gradients_are_our_kernels():
+    x, weight = randoms(0, (1, 1, 64), (32, 64))
+    with torch.no_grad():
+        assert torch.equal(linears(x, weight)[0], linears(x, weight, backend="cpu")[0])

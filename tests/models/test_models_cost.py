@@ -108,8 +108,8 @@ def test_state_bytes_predicted_and_allocated(mixer, mebibytes):
 def test_flops_of_one_token_are_those_counted(name, ffn):
     config = config_of(VARIANTS[name], ffn=example(FFNS[ffn]))
     model = build(config)
-    # The counter knows the unfused attention only.
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    # The counter knows the unfused attention only, and PyTorch's products (ours, for decoding, take no gradients).
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(ids_of(1, 1))
     assert counter.get_total_flops() == flops_per_token(config, seq_len=1)
 
