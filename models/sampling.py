@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.linear import linears
 from models.decoder import CausalLM
+from models.decoding import TokenStep
 
 
 @torch.no_grad()
@@ -36,9 +37,15 @@ def generate(
     cache = model.new_cache(B, T + max_new_tokens)
     ended_B = torch.zeros(B, dtype=torch.bool, device=input_ids_BT.device)
     new_ids, ids, mask = [input_ids_BT], input_ids_BT, attention_mask
+    step: TokenStep | None = None
     for i in range(max_new_tokens):
-        last_BD = model.hidden(ids, mask, cache)[:, -1]
-        ids_B = sample(linears(last_BD, model.lm_head_weight)[0], temperature, top_k, top_p, generator)
+        if step is None:
+            last_BD = model.hidden(ids, mask, cache)[:, -1]
+            logits_BN = linears(last_BD, model.lm_head_weight)[0]
+            step = TokenStep.of(model, cache)
+        else:
+            logits_BN = step(int(ids)).unsqueeze(0)
+        ids_B = sample(logits_BN, temperature, top_k, top_p, generator)
         if eos_id is not None:
             ids_B = ids_B.masked_fill(ended_B, eos_id)
             ended_B |= ids_B == eos_id

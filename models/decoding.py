@@ -1,0 +1,127 @@
+"""Decoding one text token by token: the whole model in one call where its layers are the common ones.
+
+Called operator by operator, a small model's layers take longer to start than to compute.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernels import native
+from kernels.decode import FIELDS, decode_token
+from models.cache import Cache, LayerState
+from models.decoder import CausalLM
+from models.ffns.swiglu import SwiGLU
+from models.mixers.gqa import GroupedAttention
+from models.norms import RMSNorm
+from models.residual import Block
+from models.rope import RotaryTable
+
+_QK_NORMS = {"none": 0, "head": 1, "full": 2}
+
+
+class TokenStep:
+    """The next token's logits of the text in `cache`: same as `model(ids, cache=cache)`, to rounding."""
+
+    def __init__(self, model: CausalLM, cache: Cache) -> None:
+        self.model, self.cache = model, cache
+        # A model in bf16 has its tables in bf16 too; the kernel reads fp32.
+        self.tables = [_table(rope, cache.capacity) for rope in model.ropes]
+        rows = []
+        for layer, state, place in zip(model.layers, cache.layers, model.rope_of, strict=True):
+            assert isinstance(layer, Block)
+            rows.append(_fields(layer, state, None if place is None else self.tables[place]))
+        self.layers_LF = torch.tensor([[row[name] for name in FIELDS] for row in rows], dtype=torch.int64)
+
+    @staticmethod
+    def of(model: CausalLM, cache: Cache) -> TokenStep | None:
+        """A step for this model and cache, or None where the model is not of the kind, or not to be bypassed."""
+        return TokenStep(model, cache) if _fits(model, cache) else None
+
+    def __call__(self, token: int) -> Tensor:
+        """logits_N after one more token. The cache has room for it."""
+        model, cache = self.model, self.cache
+        norm = _weight(model.final_norm)
+        logits_N = decode_token(
+            self.layers_LF,
+            cache.n_tokens,
+            model.config.norm.eps,
+            model.embed.weight[token],
+            norm,
+            model.lm_head_weight,
+        )
+        cache.n_tokens += 1
+        return logits_N
+
+
+def _fits(model: CausalLM, cache: Cache) -> bool:
+    weight = model.embed.weight
+    if type(model) is not CausalLM or cache.batch_size != 1 or cache.key_mask_BS is not None:
+        return False
+    if (
+        torch.is_grad_enabled()
+        or torch.is_autocast_enabled(weight.device.type)
+        or not native.computes(weight)
+    ):
+        return False
+    if any(x is not None for x in (model.embedding_norm, model.token_type_embed, model.position_embed)):
+        return False
+    parameters = [*model.parameters(), *(x for state in cache.layers for x in state.tensors)]
+    if any(p.dtype != weight.dtype or p.device != weight.device or not p.is_contiguous() for p in parameters):
+        return False
+    # What watches or changes single modules (hooks, compiled or replaced ones) is not passed by.
+    return all(map(_is_plain, model.modules())) and all(map(_is_common, model.layers))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return not (module._forward_hooks or module._forward_pre_hooks or module._compiled_call_impl)
+
+
+def _is_common(layer: Any) -> bool:
+    if type(layer) is not Block or type(layer.mixer) is not GroupedAttention or type(layer.ffn) is not SwiGLU:
+        return False
+    norms = (layer.mixer_norm_in, layer.mixer_norm_out, layer.ffn_norm_in, layer.ffn_norm_out)
+    return layer.mixer.q.bias is None and all(n is None or type(n) is RMSNorm for n in norms)
+
+
+def _table(rope: nn.Module, n: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of the first n positions, fp32 (n, 1, R)."""
+    assert isinstance(rope, RotaryTable)
+    return rope.cos[:n].float().contiguous(), rope.signed_sin[:n].float().contiguous()
+
+
+def _fields(layer: Block, state: LayerState, table: tuple[Tensor, Tensor] | None) -> dict[str, int]:
+    mixer: Any = layer.mixer
+    ffn: Any = layer.ffn
+    has_norms = mixer.qk_norm != "none"
+    tensors: dict[str, Tensor | None] = {
+        "norm_in": _weight(layer.mixer_norm_in),
+        **{name: getattr(mixer, name).weight for name in "qkvo"},
+        "q_norm": mixer.q_norm.weight if has_norms else None,
+        "k_norm": mixer.k_norm.weight if has_norms else None,
+        "norm_out": _weight(layer.mixer_norm_out),
+        "ffn_norm_in": _weight(layer.ffn_norm_in),
+        **{name: getattr(ffn, name).weight for name in ("gate", "up", "down")},
+        "ffn_norm_out": _weight(layer.ffn_norm_out),
+        "keys": state.tensors[0],
+        "values": state.tensors[1],
+        "cosine": None if table is None else table[0],
+        "sine": None if table is None else table[1],
+    }
+    return {
+        **{name: 0 if t is None else t.data_ptr() for name, t in tensors.items()},
+        "n_heads": mixer.n_heads,
+        "n_groups": mixer.n_groups,
+        "head_width": mixer.width,
+        "d_ff": ffn.gate.weight.shape[0],
+        "ring_slots": state.n_slots if state.is_ring else 0,
+        "qk_norm": _QK_NORMS[mixer.qk_norm],
+        "normed_sum": int(layer.normed_sum),
+    }
+
+
+def _weight(norm: nn.Module | None) -> Tensor | None:
+    return norm.weight if isinstance(norm, RMSNorm) else None
