@@ -16,7 +16,7 @@ from fabric.planning.match import matched_configuration
 from fabric.planning.trial import TrialSpec
 from fabric.runtime.signals import interruptible
 from fabric.store import Store
-from fabric.sweeping import JobSource, cache_root, out_root, worker_threads
+from fabric.sweeping import JobSource, cache_root, out_root
 from fabric.train.directive import Continue, Directive
 from models.parts import nearest
 
@@ -58,8 +58,8 @@ def _run(
         evaluate=configuration.evaluate,
         seed=seed,
         weights=None if configuration.start is None else configuration.start.key,
-        threads=worker_threads(loaded),
-        device="cuda" if loaded.config.resources.gpus_per_worker else "cpu",
+        threads=loaded.threads,
+        device=loaded.device,
     )
     cache = prepare(spec.data, cache_root(out))
     record = Store(out_root(loaded, out)).trial(spec.id)

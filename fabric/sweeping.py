@@ -88,7 +88,6 @@ def sweep(
 
 def new_study(job: Job, root: Path, out: str | Path, *, strict: bool = False, dry: bool = False) -> Study:
     """The planner of a job on its store."""
-    device: Literal["cpu", "cuda"] = "cuda" if job.config.resources.gpus_per_worker else "cpu"
     keys: dict[DataConfig, str] = {}
 
     def key(config: DataConfig) -> str:
@@ -97,7 +96,7 @@ def new_study(job: Job, root: Path, out: str | Path, *, strict: bool = False, dr
                 keys[config] = data_key(config, cache_root(out))
         return keys[config]
 
-    return Study(job, Store(root), key, StudyMachine(worker_threads(job), device), dry=dry, strict=strict)
+    return Study(job, Store(root), key, StudyMachine(job.threads, job.device), dry=dry, strict=strict)
 
 
 class Caches:
@@ -178,12 +177,6 @@ def _inline(study: Study, root: Path, out: str | Path, progress: Progress) -> Sw
             study.tested(task.trial.id, error)
         progress.ended(task, error)
     return _result(study, root, interrupted=False)
-
-
-def worker_threads(job: Job) -> int:
-    """Threads a trial: its CPUs, one unless the job says otherwise."""
-    given = job.config.resources.cpus_per_worker
-    return 1 if given == "auto" else given
 
 
 def _with_tune(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import models
 from fabric.evaluate.behaviour import by_batch_size, by_length
@@ -42,7 +42,7 @@ def final_metrics(
     seq_len: int,
     batch_size: int,
     seed: int,
-    precision: Literal["fp32", "bf16", "fp16"],
+    precision: str,
     objective: ObjectiveConfig = NEXT_TOKEN,
 ) -> tuple[dict[str, float | None], dict[str, Any]]:
     """The metrics of `fabric.job.metrics` that are taken once, at the end, and what is kept beside them by name:

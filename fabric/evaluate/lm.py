@@ -53,7 +53,7 @@ def score(
     seq_len: int,
     max_tokens: int | None = None,
     batch_size: int = 8,
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    precision: str = "fp32",
     objective: ObjectiveConfig = NEXT_TOKEN,
 ) -> LMScore:
     """The objective's loss over windows of `seq_len` tokens, one after the other from the start of the split.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fabric.data import vocab_size
 from fabric.data.config import DataConfig
@@ -56,6 +56,17 @@ class Job:
     def name(self) -> str:
         return self.config.name
 
+    @property
+    def threads(self) -> int:
+        """Threads a trial: its CPUs, one unless the job says otherwise."""
+        given = self.config.resources.cpus_per_worker
+        return 1 if given == "auto" else given
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """What a trial computes on."""
+        return "cuda" if self.config.resources.gpus_per_worker else "cpu"
+
     def configure(self, overrides: Sequence[Override] = ()) -> Configuration:
         """The configuration of an arm: the base with overrides laid on, in order.
 
@@ -81,7 +92,12 @@ class Job:
             model = _started_model(base, data, start, objective)
         evaluate = _measurable(evaluate, objective, base)
         _check_lengths(base, model.max_seq_len, data.seq_len, evaluate)
-        return Configuration(model, data, section.train, evaluate, start)
+        train = section.train
+        if "auto" in (train.precision, train.compile):
+            from fabric.planning.machine_speed import resolved
+
+            train = resolved(train, model, data.seq_len, self.device, self.threads)
+        return Configuration(model, data, train, evaluate, start)
 
     def _start(self, base: Document, folder: Path) -> Start | None:
         """The weights that `model.from` names."""

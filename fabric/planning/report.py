@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fabric.analysis.stats import minimal_detectable_difference
 from fabric.data import data_key
@@ -30,7 +30,7 @@ from fabric.planning.speed import flops_per_second
 from fabric.planning.study import ArmRun, Machine, PhaseRun, Study, Trial
 from fabric.planning.trial import TrialSpec
 from fabric.store import FAILED, FINISHED, Store
-from fabric.sweeping import JobSource, cache_root, out_root, slots_for, worker_threads
+from fabric.sweeping import JobSource, cache_root, out_root, slots_for
 from kernels.folders import default_cache_root
 from models import n_params, state_bytes
 from models.config import warnings as model_warnings
@@ -159,8 +159,7 @@ def _dry_study(job: Job, store: Store, out: str | Path, strict: bool) -> Study:
         absent.add(config.corpus.kind)
         return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
 
-    device: Literal["cpu", "cuda"] = "cuda" if job.config.resources.gpus_per_worker else "cpu"
-    study = Study(job, store, key, Machine(worker_threads(job), device), dry=True, strict=strict)
+    study = Study(job, store, key, Machine(job.threads, job.device), dry=True, strict=strict)
     if not study.trials:
         raise JobError(
             [f"{job.name}: no phase's condition holds and none of its arms fits: nothing would be trained"]
@@ -177,7 +176,7 @@ def _slots(study: Study) -> tuple[Concurrency, list[str]]:
     try:
         return slots_for(study, None), []
     except ValueError as error:
-        return Concurrency(0, worker_threads(study.job), str(error)), [f"this machine cannot run it: {error}"]
+        return Concurrency(0, study.job.threads, str(error)), [f"this machine cannot run it: {error}"]
 
 
 def _rows(study: Study, phase: PhaseRun) -> list[PlannedRow]:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from fabric.data.config import DataConfig
 from fabric.evaluate.config import EvaluateConfig
@@ -38,6 +38,14 @@ class TrialSpec(Config):
     weights: str | None = None
     threads: int = Field(default=1, ge=1)
     device: Literal["cpu", "cuda"] = "cpu"
+
+    @model_validator(mode="after")
+    def _decided(self) -> TrialSpec:
+        if "auto" in (self.train.precision, self.train.compile):
+            raise ValueError(
+                "a trial's precision and compile are decided before it is planned; auto is for jobs"
+            )
+        return self
 
     @property
     def id(self) -> str:

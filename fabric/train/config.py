@@ -94,8 +94,8 @@ class TrainConfig(Config):
     schedule: Schedule
     objective: Objective = NextToken(kind="next_token")
     clip_norm: Real | None = Field(default=1.0, gt=0)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    compile: bool = False
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    compile: bool | Literal["auto"] = False
     early_stop: EarlyStopConfig | None = None
     divergence: DivergenceConfig = DivergenceConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -222,7 +222,7 @@ class _Training:
 
     def _evaluate(self) -> Outcome | None:
         step = self.engine.state.step
-        with process.rng_kept():
+        with process.aside(self.trial):
             score = self.engine.fitting(self._score)
         row = {
             **self.engine.row(),
@@ -276,7 +276,7 @@ class _Training:
         step = self.engine.state.step
         row = {**self.engine.row(), "val_loss": None}
         if reason["kind"] != "diverged":
-            with process.rng_kept():
+            with process.aside(self.trial):
                 metrics, beside = self.engine.fitting(self._final_metrics)
             row |= metrics
             for name, value in beside.items():

@@ -41,9 +41,25 @@ def settle(trial: TrialSpec) -> None:
     torch.set_autocast_cache_enabled(True)
     torch.clear_autocast_cache()
     _default_kernels(on_cuda=trial.device == "cuda")
-    if "torch._dynamo" in sys.modules:
-        sys.modules["torch._dynamo"].reset()  # compiled code of another trial; its cache on disk stays
+    _forget_compiled(trial)
     seed_all(trial.seed)
+
+
+_compiled_for: str | None = None
+
+
+def _forget_compiled(trial: TrialSpec) -> None:
+    """Drop compiled code of another kind of trial (what it was compiled for is limited in number); disk keeps it.
+
+    A trial of the same shapes and settings goes on with the code of the last one.
+    """
+    global _compiled_for
+    train = trial.train
+    shapes = [trial.model, trial.data.seq_len, train.batch_size, train.micro_batch_size, train.precision]
+    key = repr([*shapes, trial.device, trial.threads, train.objective]) if train.compile else None
+    if "torch._dynamo" in sys.modules and (key is None or key != _compiled_for):
+        sys.modules["torch._dynamo"].reset()
+    _compiled_for = key
 
 
 def _default_kernels(on_cuda: bool) -> None:
@@ -88,6 +104,16 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
+
+
+@contextlib.contextmanager
+def aside(trial: TrialSpec) -> Iterator[None]:
+    """An evaluation: it leaves the generators as they are, and runs uncompiled (its shapes are many)."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(rng_kept())
+        if trial.train.compile:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
 
 
 @contextlib.contextmanager

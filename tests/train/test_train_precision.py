@@ -137,3 +137,28 @@ def test_8bit_adamw_trains_like_adamw(prepared, store):
         ends[kind] = train(store, kind, trial, cache)[0].final["val_loss"]
     assert ends["adamw8bit"] == pytest.approx(ends["adamw"], abs=0.05)
     assert ends["adamw8bit"] != ends["adamw"]
+
+
+def test_compiled_layers_train_alike_and_are_kept_for_a_like_trial(prepared, store, monkeypatch):
+    data, cache = prepared
+    built = []
+
+    def backend(graph, inputs):  # traces and guards as the real one, without its code generation
+        built.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    like = make_trial(data, cache, steps=4, batch_size=4).model_copy(update={"seed": 0})
+    plain, _ = train(store, "plain", like, cache)
+    counts = []
+    for name, seed in (("compiled", 0), ("again", 0), ("other seed", 1)):
+        spec = make_trial(data, cache, steps=4, batch_size=4, compile=True).model_copy(update={"seed": seed})
+        outcome, _ = train(store, name, spec, cache)
+        if seed == 0:
+            assert outcome.final["train_loss"] == pytest.approx(plain.final["train_loss"], abs=5e-6)
+        counts.append(len(built))
+    # One graph serves all layers; evaluations run uncompiled; like trials compile nothing.
+    assert counts[0] == counts[2] > 0
+    wider = make_trial(data, cache, steps=4, batch_size=2, compile=True)
+    train(store, "other shape", wider, cache)
+    assert len(built) > counts[2]
