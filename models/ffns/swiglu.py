@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -15,6 +15,8 @@ class SwiGLUConfig(FFNConfig):
     """SwiGLU: down(silu(gate(x)) * up(x)), no biases (arXiv 2002.05202 eq. 6)."""
 
     kind: Literal["swiglu"]
+
+    REVISION: ClassVar[int] = 2  # a kernel of our own on CPUs
 
     def build(self, d_model: int) -> nn.Module:
         return SwiGLU(d_model, self.d_ff)

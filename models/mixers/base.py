@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TYPE_CHECKING
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -118,6 +118,8 @@ class AttentionConfig(MixerConfig):
     """
 
     CAUSAL_ONLY: ClassVar[bool] = False
+    REVISION: ClassVar[int] = 2  # kernels of our own on CPUs
+
     n_heads: int = Field(gt=0, le=1 << 16)
     rope_theta: float = Field(default=10000.0, gt=0)
     rope_scaling: RopeScaling | None = None
