@@ -18,7 +18,6 @@ from models.ffns.swiglu import SwiGLU
 from models.mixers.gqa import GroupedAttention
 from models.norms import RMSNorm
 from models.residual import Block
-from models.rope import RotaryTable
 
 _QK_NORMS = {"none": 0, "head": 1, "full": 2}
 
@@ -28,12 +27,10 @@ class TokenStep:
 
     def __init__(self, model: CausalLM, cache: Cache) -> None:
         self.model, self.cache = model, cache
-        # A model in bf16 has its tables in bf16 too; the kernel reads fp32.
-        self.tables = [_table(rope, cache.capacity) for rope in model.ropes]
         rows = []
         for layer, state, place in zip(model.layers, cache.layers, model.rope_of, strict=True):
             assert isinstance(layer, Block)
-            rows.append(_fields(layer, state, None if place is None else self.tables[place]))
+            rows.append(_fields(layer, state, None if place is None else model.ropes[place]))
         self.layers_LF = torch.tensor([[row[name] for name in FIELDS] for row in rows], dtype=torch.int64)
 
     @staticmethod
@@ -87,13 +84,7 @@ def _is_common(layer: Any) -> bool:
     return layer.mixer.q.bias is None and all(n is None or type(n) is RMSNorm for n in norms)
 
 
-def _table(rope: nn.Module, n: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of the first n positions, fp32 (n, 1, R)."""
-    assert isinstance(rope, RotaryTable)
-    return rope.cos[:n].float().contiguous(), rope.signed_sin[:n].float().contiguous()
-
-
-def _fields(layer: Block, state: LayerState, table: tuple[Tensor, Tensor] | None) -> dict[str, int]:
+def _fields(layer: Block, state: LayerState, rope: Any) -> dict[str, int]:
     mixer: Any = layer.mixer
     ffn: Any = layer.ffn
     has_norms = mixer.qk_norm != "none"
@@ -108,8 +99,8 @@ def _fields(layer: Block, state: LayerState, table: tuple[Tensor, Tensor] | None
         "ffn_norm_out": _weight(layer.ffn_norm_out),
         "keys": state.tensors[0],
         "values": state.tensors[1],
-        "cosine": None if table is None else table[0],
-        "sine": None if table is None else table[1],
+        "cosine": None if rope is None else rope.cos,
+        "sine": None if rope is None else rope.signed_sin,
     }
     return {
         **{name: 0 if t is None else t.data_ptr() for name, t in tensors.items()},

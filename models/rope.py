@@ -5,6 +5,7 @@ Shapes: B batch, T positions, H heads, K width of the table (even). Component i 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -51,11 +52,23 @@ class RotaryTable(nn.Module):
     def __init__(self, rotary: Rotary, max_seq_len: int) -> None:
         super().__init__()
         self.rotary, self.max_seq_len = rotary, max_seq_len
-        self.register_buffer("cos", torch.empty(max_seq_len, 1, rotary.width), persistent=False)
-        self.register_buffer("signed_sin", torch.empty(max_seq_len, 1, rotary.width), persistent=False)
+        self.register_buffer(
+            "cos", torch.empty(max_seq_len, 1, rotary.width, dtype=torch.float32), persistent=False
+        )
+        self.register_buffer(
+            "signed_sin", torch.empty(max_seq_len, 1, rotary.width, dtype=torch.float32), persistent=False
+        )
         self.cos: Tensor
         self.signed_sin: Tensor
         self.fill()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryTable:
+        """In whatever 16 bits a model is put, its angles are fp32."""
+        super()._apply(fn, recurse)
+        if self.cos.dtype in (torch.bfloat16, torch.float16):
+            self.cos, self.signed_sin = self.cos.float(), self.signed_sin.float()
+            self.fill()
+        return self
 
     def fill(self) -> None:
         """Compute the tables (again, after `to_empty`)."""

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 CHOICES = ("fp32", "bf16")
 PRESET, QUICK_PRESET = "smollm-135m", "smollm-tiny"
 PROMPT, NEW, QUICK_NEW = 32, 64, 24
-# bf16 rounds each product: at the first two nearly equal logits the texts part. Each token of theirs must then be
-# ours too, or its logit this near our largest (logits here have a standard deviation of 1).
-NEAR = 0.1
+# bf16 rounds each product: at the first two nearly equal logits the texts part. What must then hold: our logits are no
+# further from those of the same weights in fp32 than theirs are.
+NO_FURTHER = 1.25
 TARGET = 1.5
 
 
@@ -46,10 +46,13 @@ def run(setting: Setting) -> Measured:
                 whose: stack.enter_context(Child("fabric.bench.generate:serve", {"whose": whose, **task}))
                 for whose in (OURS, THEIRS)
             }
-            theirs = children[THEIRS].first["tokens"]
-            gaps = children[OURS].ask({"text": theirs})["gaps"]
-            agreed[precision] = agreement(precision, children[OURS].first["tokens"], theirs, gaps)
-            setting.say(f"{precision}: {agreed[precision]} of {n_new} tokens are the same")
+            ours, theirs = (children[k].first["tokens"] for k in (OURS, THEIRS))
+            off = {k: child.ask({"text": theirs})["error"] for k, child in children.items()}
+            agreed[precision] = agreement(precision, ours, theirs, off[OURS], off[THEIRS])
+            setting.say(
+                f"{precision}: {agreed[precision]} of {n_new} tokens are the same; logits are off by {off[OURS]:.2g} "
+                f"(theirs {off[THEIRS]:.2g})"
+            )
             sides = in_turn(
                 {k: (lambda child=child: n_new / child.ask()["seconds"]) for k, child in children.items()},  # type: ignore[misc]
                 setting.repeats,
@@ -66,18 +69,20 @@ def _figure(sides: Mapping[str, Sample], same: int, n_new: int) -> Figure:
     return Figure(sides[OURS].median / sides[THEIRS].median, "x", sides, (">=", TARGET), note)
 
 
-def agreement(precision: str, ours: list[int], theirs: list[int], gaps: list[float]) -> int:
+def agreement(
+    precision: str, ours: list[int], theirs: list[int], our_error: float, their_error: float
+) -> int:
     """How many tokens are the same before the first that is not.
 
-    `gaps`: how far the logit of each token of theirs lies below our largest, after the same text. Raises RuntimeError
-    when the sides do not compute the same.
+    The errors are of both sides' logits after the same text, see `error`. Raises RuntimeError when the sides do not
+    compute the same.
     """
     pairs = zip(ours, theirs, strict=True)
     same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(ours))
-    if same < len(ours) and (precision == "fp32" or not max(gaps) <= NEAR):
+    if same < len(ours) and (precision == "fp32" or not our_error <= NO_FURTHER * their_error):
         raise RuntimeError(
             f"{precision}: the texts part at new token {same + 1} ({ours[same]} against {theirs[same]}), and after the "
-            f"same text a token of theirs lies {max(gaps):.3g} below our likeliest: these are not the same models, "
+            f"same text our logits are {our_error:.3g} off, theirs {their_error:.3g}: these are not the same models, "
             "their speeds say nothing"
         )
     return same
@@ -88,7 +93,7 @@ def serve(
 ) -> Generator[dict[str, Any], Any, None]:
     """One side in its process: the new tokens first, then the seconds of the same call, as often as asked.
 
-    Ours, asked with {"text": new tokens of theirs}, answers their `gaps` (see `agreement`).
+    Asked with {"text": new tokens of theirs}, a side answers its `error` over prompt and text.
     """
     import torch
 
@@ -101,17 +106,13 @@ def serve(
     config = named(preset, init={"std": None})
     model = build(config, seed=0).eval()
     prompt_BT = torch.randint(0, config.vocab_size, (1, PROMPT), generator=torch.Generator().manual_seed(0))
+    model.to(dtype)
     if whose == OURS:
-        model.to(dtype)
 
         def decode() -> torch.Tensor:
             return generate(model, prompt_BT, max_new_tokens=n_new, temperature=0)
     else:
         theirs = to_hf(model)
-        for (
-            parameter
-        ) in theirs.parameters():  # not `.to`: as when loaded in bf16, its rotary frequencies stay fp32
-            parameter.data = parameter.data.to(dtype)
         mask_BT = torch.ones_like(prompt_BT)
 
         def decode() -> torch.Tensor:
@@ -126,18 +127,17 @@ def serve(
         if request is None:
             request = yield {"seconds": timed(decode)}
         else:
-            request = yield {"gaps": gaps(model, prompt_BT, request["text"])}
+            text_BT = torch.cat((prompt_BT, torch.tensor([request["text"]])), dim=1)
+            request = yield {"error": error(model if whose == OURS else theirs, model, text_BT)}
 
 
-def gaps(model: CausalLM, prompt_BT: Tensor, text: list[int]) -> list[float]:
-    """By how much each token's logit lies below the largest, the tokens before it given."""
+def error(side: Any, model: CausalLM, text_BT: Tensor) -> float:
+    """How far a side's logits are from those of `model` (the weights it has) in fp32: root mean square."""
+    import copy
+
     import torch
 
-    text_BT = torch.tensor([text])
     with torch.no_grad():
-        logits_BTN = (
-            model(torch.cat((prompt_BT, text_BT), dim=1)).logits[:, prompt_BT.shape[1] - 1 : -1].float()
-        )
-    chosen_BT = logits_BTN.gather(-1, text_BT.unsqueeze(-1)).squeeze(-1)
-    found: list[float] = (logits_BTN.amax(-1) - chosen_BT)[0].tolist()
+        exact_BTN = copy.deepcopy(model).float()(text_BT).logits
+        found: float = (side(text_BT).logits.float() - exact_BTN).square().mean().sqrt().item()
     return found

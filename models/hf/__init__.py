@@ -81,7 +81,12 @@ def to_hf(model: Any) -> Any:
     hf_config = getattr(transformers, family.config_class)(**settings_of(config, family))
     hf_model = getattr(transformers, family.model_class)(hf_config)
     weight = model.embed.weight
-    hf_model.to(device=weight.device, dtype=weight.dtype)
+    hf_model.to(device=weight.device)
+    for (
+        parameter
+    ) in hf_model.parameters():  # not the buffers: its rotations' frequencies are fp32 in every dtype
+        parameter.data = parameter.data.to(weight.dtype)
+    hf_model.config.dtype = weight.dtype
     with torch.no_grad():
         hf_model.load_state_dict(export_weights(config, model.state_dict()), strict=True)
     return hf_model.train(model.training)

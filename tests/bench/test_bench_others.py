@@ -11,7 +11,7 @@ import torch
 from fabric.bench import bench
 from fabric.bench.breadth import beyond_torch, checkpoint_seconds
 from fabric.bench.cache import MAP, OURS, _check, write_text
-from fabric.bench.generate import agreement, gaps
+from fabric.bench.generate import agreement, error
 from fabric.bench.memory import _check as check_losses
 from fabric.bench.training import decoder
 from fabric.bench.work import job, seeds_of_one_arm
@@ -30,22 +30,22 @@ def test_generate_runs(tmp_path):
 
 
 def test_texts_that_part():
-    assert agreement("fp32", [1, 2, 3], [1, 2, 3], [0.0, 0.0, 0.0]) == 3
-    assert agreement("bf16", [1, 2, 3], [1, 4, 5], [0.0, 0.03, 0.0]) == 1
+    assert agreement("fp32", [1, 2, 3], [1, 2, 3], 0.0, 0.0) == 3
+    assert agreement("bf16", [1, 2, 3], [1, 4, 5], 0.03, 0.03) == 1
     with pytest.raises(RuntimeError, match=r"fp32: the texts part at new token 2 \(2 against 4\)"):
-        agreement("fp32", [1, 2, 3], [1, 4, 5], [0.0, 0.03, 0.0])
-    with pytest.raises(RuntimeError, match="lies 1.5 below our likeliest"):
-        agreement("bf16", [1, 2, 3], [1, 4, 5], [0.0, 0.03, 1.5])
+        agreement("fp32", [1, 2, 3], [1, 4, 5], 0.0, 0.0)
+    with pytest.raises(RuntimeError, match="our logits are 0.06 off, theirs 0.03"):
+        agreement("bf16", [1, 2, 3], [1, 4, 5], 0.06, 0.03)
 
 
-def test_gaps_are_of_the_next_token():
-    from models import build, generate, preset
+def test_errors_are_distances_from_fp32():
+    from models import build, preset
 
     model = build(preset("smollm-tiny", init={"std": None})).eval()
-    prompt = torch.randint(0, 512, (1, 8), generator=torch.Generator().manual_seed(1))
-    text = generate(model, prompt, 6, temperature=0)[0, 8:].tolist()
-    assert gaps(model, prompt, text) == pytest.approx([0.0] * 6, abs=1e-5)
-    assert gaps(model, prompt, [*text[:5], (text[5] + 1) % 512])[5] > 0.01
+    text = torch.randint(0, 512, (1, 14), generator=torch.Generator().manual_seed(1))
+    assert error(model, model, text) == 0.0
+    rounded = model.bfloat16()
+    assert 1e-4 < error(rounded, rounded, text) < 0.1
 
 
 def test_memory_runs(tmp_path):

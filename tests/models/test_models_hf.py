@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hf_cases import CASES, config_of_case, random_model
 from models_cases import ids_of
 
-from models import from_hf, generate, preset, to_hf
+from models import build, from_hf, generate, preset, to_hf
 from models.decoder import initialise
 from models.hf import FAMILIES, family_of
 from models.mixers.mla import LatentAttention
@@ -176,3 +176,9 @@ def test_dtype_and_mode_are_kept_and_weights_are_copied():
     assert from_hf(theirs).training
     initialise(model, seed=1)
     assert not torch.equal(model.embed.weight, theirs.model.embed_tokens.weight)
+
+
+def test_in_bf16_the_rotations_frequencies_stay_fp32_as_when_loaded():
+    theirs = to_hf(build(preset("smollm-tiny")).bfloat16())
+    assert theirs.dtype == theirs.config.dtype == torch.bfloat16
+    assert theirs.model.rotary_emb.inv_freq.dtype == torch.float32

@@ -6,7 +6,7 @@ from models_cases import LLAMA3, YARN, config_of, example, ids_of
 from models_cases import MIXERS as PARTS
 from pydantic import TypeAdapter
 
-from models import build
+from models import build, preset
 from models.mixers.base import AttentionConfig
 from models.rope import Rotary, RotaryTable, rotate
 from models.rope_scaling import RopeScaling
@@ -101,3 +101,12 @@ def test_scaling_changes_the_numbers_of_every_mixer(name, scaling):
     plain = build(config_of(example(PARTS[name])))(ids).logits
     scaled = build(config_of(example(PARTS[name], rope_scaling=scaling)))(ids).logits
     assert (plain - scaled).abs().max() > 1e-3
+
+
+def test_angles_stay_fp32_in_a_model_of_16_bits():
+    model = build(preset("smollm-tiny"))
+    before = model.ropes[0].cos.clone()
+    for half in (model.bfloat16(), model.half()):
+        assert half.embed.weight.dtype != torch.float32
+        assert half.ropes[0].cos.dtype == torch.float32
+        assert torch.equal(half.ropes[0].cos, before)
