@@ -85,7 +85,7 @@ def _backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, grad = _rows(q), _rows(k), _rows(v), _rows(grad.to(q.dtype))
-    dq, dk, dv = _backward_shapes(grad, q, k, v, out, lse, mask, causal, window, scale)
+    dq, dk, dv = _backward_shapes(grad, q, k, v)
     tensors = (q, k, v, _rows(out), grad, dq, dk, dv)
     _call("attention_backward", tensors, mask, lse.contiguous(), causal, window, scale)
     return dq, dk, dv
@@ -93,16 +93,7 @@ def _backward(
 
 @_backward.register_fake
 def _backward_shapes(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    window: int,
-    scale: float,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _like(q), _like(k), _like(v)
 
