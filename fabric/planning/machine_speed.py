@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 BF16_PAYS = 1.5  # bf16's products must be this much faster: rounding and casts take their part of the gain
 SECONDS_EACH = 0.4
 # A layer's first compilation, both directions, and the share of a step that compiled layers save. With our own kernels
-# on a CPU compiled layers were no faster at width 256, and not surely at 576 (`fabric bench step`). Without them, and on
-# GPUs, the share is PyTorch's fusion: an assumption, not measured.
+# on a CPU compiled layers were no faster at width 256, and not surely at 576 (`fabric bench step`). Without them, and
+# on GPUs, the share is PyTorch's fusion: an assumption, not measured.
 COMPILE_SECONDS = 35.0
 SAVED = 0.25
 SHARE_OF_PRODUCTS = 0.5  # of the products' speed that a training step reaches
