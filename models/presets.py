@@ -118,8 +118,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         mixer_pattern=_every_fourth(window=None, position="nope"),
     ),
     "mistral-7b": _sizes(32000, 4096, 32, 14336, 32768, mixer=_gqa(32, 8, window=4096), tie_embeddings=False),
-    # Without the biases of its queries, keys and values (184,320 numbers); the 32B model has none.
-    "glm4-9b": _sizes(151552, 4096, 40, 13696, 32768, mixer=_gqa(32, 2, rotary_fraction=0.5), **_GLM4),
+    "glm4-9b": _sizes(151552, 4096, 40, 13696, 32768, mixer=_gqa(32, 2, rotary_fraction=0.5, bias="qkv"), **_GLM4),
     "glm4-32b": _sizes(151552, 6144, 61, 23040, 32768, mixer=_gqa(48, 2, rotary_fraction=0.5), **_GLM4),
     # Its latent attention and its first layers' feed-forward width in every layer, instead of experts from the
     # fourth on: 37 billion parameters, not 671.

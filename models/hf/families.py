@@ -26,6 +26,7 @@ class Family:
     `windows`: no layer has one, "all" have, or `layer_types` lists those that have ("listed";
     `window_switch`: only with `use_sliding_window`). `positions`: which layers rotate: "all", those that
     `no_rope_layers` lists (there, 1 means *rotates*), or "windowed" ones where there is a window at all.
+    `bias`: what `attention_bias` adds, of which projections (`GroupedHeads.bias`; False: nothing of ours).
     `layer_types`: what the class makes of a config without them. `defaults`: the class's values of what a
     config.json may leave out.
     """
@@ -44,6 +45,7 @@ class Family:
     is_partial: bool = False
     is_interleaved: bool = False
     has_fused_gate: bool = False
+    bias: bool | Literal["qkv"] = False
     layer_types: Callable[[Settings, int], list[str]] | None = None
     defaults: Settings = field(default_factory=dict)
 
@@ -108,7 +110,7 @@ _BIASES = {"attention_bias": False, "mlp_bias": False}
 
 FAMILIES = (
     Family(
-        "llama", "Llama", "pre", has_head_dim=True,
+        "llama", "Llama", "pre", has_head_dim=True, bias=True,
         defaults={**_COMMON, **_BIASES, "head_dim": None},
     ),
     Family(
@@ -120,7 +122,7 @@ FAMILIES = (
     ),
     Family(
         "smollm3", "SmolLM3", "pre", windows="listed", window_switch=True, positions="listed",
-        layer_types=_smollm3_types,
+        layer_types=_smollm3_types, bias=True,
         defaults={
             **_COMMON, **_BIASES, "num_key_value_heads": 4, "max_position_embeddings": 32768,
             "tie_word_embeddings": True, "rope_theta": 2000000.0, "use_sliding_window": False,
@@ -129,7 +131,7 @@ FAMILIES = (
     ),
     Family(
         "qwen3", "Qwen3", "pre", "head", has_head_dim=True, heads_divide_width=False, windows="listed",
-        window_switch=True, layer_types=_qwen3_types,
+        window_switch=True, layer_types=_qwen3_types, bias=True,
         defaults={
             **_COMMON, "attention_bias": False, "head_dim": 128, "num_key_value_heads": 32,
             "max_position_embeddings": 32768, "use_sliding_window": False, "sliding_window": 4096,
@@ -137,11 +139,12 @@ FAMILIES = (
         },
     ),
     Family(
-        "olmo2", "Olmo2", "post", "full",
+        "olmo2", "Olmo2", "post", "full", bias=True,
         defaults={**_COMMON, "attention_bias": False, "rms_norm_eps": 1e-5},
     ),
     Family(
         "olmo3", "Olmo3", "post", "full", windows="listed", rope_by_layer_type=True, layer_types=_olmo3_types,
+        bias=True,
         defaults={
             **_COMMON, "attention_bias": False, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
             "sliding_window": 4096, "layer_types": None,
@@ -157,7 +160,7 @@ FAMILIES = (
     ),
     Family(
         "glm4", "Glm4", "sandwich", has_head_dim=True, heads_divide_width=False, is_partial=True,
-        is_interleaved=True, has_fused_gate=True,
+        is_interleaved=True, has_fused_gate=True, bias="qkv",
         defaults={
             **_COMMON, "attention_bias": True, "head_dim": 128, "num_key_value_heads": 2,
             "max_position_embeddings": 131072, "rms_norm_eps": 1.5625e-07, "partial_rotary_factor": 0.5,

@@ -16,7 +16,7 @@ _MODEL = {
 }  # fmt: skip
 _GROUPED = {
     "kind", "n_heads", "n_kv_heads", "head_dim", "window", "qk_norm", "position", "rope_theta", "rope_scaling",
-    "rotary_fraction",
+    "rotary_fraction", "bias",
 }  # fmt: skip
 _LATENT = {
     "kind", "n_heads", "kv_latent_dim", "qk_nope_dim", "qk_rope_dim", "v_head_dim", "q_latent_dim", "rope_theta",
@@ -80,6 +80,8 @@ def _common(mixer: MixerConfig) -> str:
 def _grouped_misfits(config: ModelConfig, family: Family) -> list[str]:
     mixer: Any = config.mixers[0]
     found = [] if mixer.qk_norm == family.qk_norm else [f"qk_norm {mixer.qk_norm}"]
+    if mixer.bias not in (False, family.bias):
+        found.append(f"bias {mixer.bias}")
     if mixer.head_dim is not None and not family.has_head_dim:
         found.append(f"head_dim {mixer.head_dim}")
     elif family.heads_divide_width and config.d_model % mixer.n_heads:

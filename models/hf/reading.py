@@ -11,7 +11,7 @@ from models.hf.families import FAMILIES, FULL, SLIDING, Family, Settings, rotati
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # Settings which ours has at one value only.
-_WANTED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0}
+_WANTED = {"hidden_act": "silu", "mlp_bias": False, "attention_dropout": 0.0}
 # Settings of tokenizers, of other tasks, of how a model is run, or that published files carry for another class:
 # none of them changes a logit. (Qwen's `max_window_layers` is among its defaults.)
 _INDIFFERENT = {
@@ -90,12 +90,14 @@ def convert_config(hf: Settings) -> ModelConfig:
 
 
 def _unknown(settings: Settings, family: Family) -> Iterator[str]:
-    known = {*_SIZES, *_WANTED, *_INDIFFERENT, *_ROPE, *family.defaults}
+    wanted = _WANTED if family.bias else {**_WANTED, "attention_bias": False}
+    known = {*_SIZES, *_INDIFFERENT, *_ROPE, *family.defaults}
     if family.is_latent:
         known |= _OF_EXPERTS
     for name, value in settings.items():
-        if name in _WANTED and value != _WANTED[name]:
-            yield f"{name}={value!r} (only {_WANTED[name]!r})"
+        if name in wanted:
+            if value != wanted[name]:
+                yield f"{name}={value!r} (only {wanted[name]!r})"
         elif name not in known and value not in (None, False, "", [], {}):
             yield f"{name}={value!r} (unknown)"
 
@@ -129,6 +131,8 @@ def _grouped_mixer(hf: Settings, family: Family) -> dict[str, Any]:
     head_dim = hf.get("head_dim") if family.has_head_dim else None
     if head_dim is not None and head_dim * n_heads != hf["hidden_size"]:
         mixer["head_dim"] = head_dim
+    if hf.get("attention_bias"):
+        mixer["bias"] = family.bias
     return mixer
 
 

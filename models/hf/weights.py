@@ -93,6 +93,9 @@ def _slots(config: ModelConfig, family: Family) -> list[_Slot]:
         for theirs, ours in _layer_names(mixer, family):
             names = tuple(f"layers.{i}.{name}.weight" for name in ours)
             slots.append(_Slot(f"model.layers.{i}.{theirs}.weight", names, rows.get(ours[0])))
+        for name in _biased(mixer):
+            ours = (f"layers.{i}.{name}.bias",)
+            slots.append(_Slot(f"model.layers.{i}.{_ATTENTION[name]}.bias", ours, rows.get(name)))
     return slots
 
 
@@ -108,6 +111,11 @@ def _layer_names(mixer: Any, family: Family) -> list[tuple[str, tuple[str, ...]]
         fused = [("mlp.gate_up_proj", ("ffn.gate", "ffn.up")), ("mlp.down_proj", ("ffn.down",))]
         return [(theirs, (ours,)) for ours, theirs in names.items()] + fused
     return [(theirs, (ours,)) for ours, theirs in {**names, **_GATED}.items()]
+
+
+def _biased(mixer: Any) -> tuple[str, ...]:
+    bias = getattr(mixer, "bias", False)
+    return tuple(_ATTENTION) if bias is True else tuple(f"mixer.{x}" for x in bias or "")
 
 
 def _rows(d_model: int, mixer: MixerConfig, family: Family) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ def settings_of(config: ModelConfig, family: Family) -> dict[str, Any]:
     if family.has_head_dim:
         fields["head_dim"] = mixer.head_width(config.d_model)
     if "attention_bias" in family.defaults:  # true by default in some
-        fields["attention_bias"] = False
+        fields["attention_bias"] = bool(getattr(mixer, "bias", False))
     if family.is_latent:
         fields |= _latent_fields(config, mixer)
     return fields | _window_fields(config, family)

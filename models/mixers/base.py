@@ -181,13 +181,14 @@ class GroupedHeads(AttentionConfig):
     """Attention whose query heads may share key/value heads.
 
     `position` "nope": no rotary positions (arXiv 2305.19466). `rotary_fraction`: the part of each head that
-    turns (GLM-4: half; see `models.rope` for which). `bias`: of all four projections (BERT, GPT-2).
+    turns (GLM-4: half; see `models.rope` for which). `bias`: of all four projections (BERT, GPT-2), or of "qkv" alone
+    (Qwen 2, GLM-4-9B).
     """
 
     head_dim: int | None = Field(default=None, gt=0)
     position: Literal["rope", "nope"] = "rope"
     rotary_fraction: float = Field(default=1.0, gt=0, le=1)
-    bias: bool = False
+    bias: bool | Literal["qkv"] = False
 
     @property
     def n_groups(self) -> int:
@@ -219,7 +220,7 @@ class GroupedHeads(AttentionConfig):
 
     def n_params(self, d_model: int) -> int:
         K, H, G = self.head_width(d_model), self.n_heads, self.n_groups
-        biases = K * (H + 2 * G) + d_model if self.bias else 0
+        biases = (K * (H + 2 * G) if self.bias else 0) + (d_model if self.bias is True else 0)
         return 2 * d_model * K * (H + G) + biases + sum(self.qk_norm_widths(H, G, K))
 
     def flops_per_token(self, d_model: int, seq_len: int) -> float:

@@ -41,10 +41,10 @@ class GroupedAttention(nn.Module):
         super().__init__()
         self.n_heads, self.n_groups, self.width = config.n_heads, config.n_groups, config.head_width(d_model)
         self.window, self.qk_norm = config.window, config.qk_norm
-        self.q = Linear(d_model, self.n_heads * self.width, bias=config.bias)
-        self.k = Linear(d_model, self.n_groups * self.width, bias=config.bias)
-        self.v = Linear(d_model, self.n_groups * self.width, bias=config.bias)
-        self.o = Linear(self.n_heads * self.width, d_model, bias=config.bias)
+        self.q = Linear(d_model, self.n_heads * self.width, bias=bool(config.bias))
+        self.k = Linear(d_model, self.n_groups * self.width, bias=bool(config.bias))
+        self.v = Linear(d_model, self.n_groups * self.width, bias=bool(config.bias))
+        self.o = Linear(self.n_heads * self.width, d_model, bias=config.bias is True)
         if self.qk_norm != "none":
             q_width, k_width = config.qk_norm_widths(self.n_heads, self.n_groups, self.width)
             self.q_norm, self.k_norm = RMSNorm(q_width, eps), RMSNorm(k_width, eps)

@@ -34,6 +34,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "glm4 quarter": ("glm4-tiny", {"mixer": {**_GQA, "head_dim": 16, "rotary_fraction": 0.25,
                                              "rope_scaling": LLAMA3}}),
+    "glm4 biased": ("glm4-tiny", {"mixer": {**_GQA, "head_dim": 16, "rotary_fraction": 0.5, "bias": "qkv"}}),
+    "llama biased": ("llama-3.2-tiny", {"mixer": {**_GQA, "bias": True}}),
+    "olmo3 biased": ("olmo3-tiny", {"mixer": {**_GQA, "qk_norm": "full", "bias": True}, "mixer_pattern": None}),
     "glm4 whole": ("glm4-tiny", {"mixer": {**_GQA, "head_dim": 16}}),
     "deepseek without query latent": ("deepseek-v3-tiny", {"mixer": _MLA}),
 }  # fmt: skip
@@ -46,10 +49,11 @@ def config_of_case(name: str, **changes: Any) -> ModelConfig:
 
 
 def random_model(config: ModelConfig, seed: int = 0) -> CausalLM:
-    """A model in eval mode whose norm weights are not 1."""
+    """A model in eval mode whose norm weights are not 1 and whose biases are not 0."""
     model = build(config, seed=seed).eval()
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
-            parameter.data.uniform_(0.5, 1.5, generator=generator)
+            middle = 0.0 if name.endswith("bias") else 1.0
+            parameter.data.uniform_(middle - 0.5, middle + 0.5, generator=generator)
     return model

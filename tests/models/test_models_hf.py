@@ -118,7 +118,8 @@ def test_every_gradient_agrees(name):
         wanted = gradients[parameter_name]
         assert wanted.norm() > 0
         error = (parameter.grad - wanted).norm() / wanted.norm()
-        assert error <= 1e-5, (parameter_name, error)
+        # Softmax does not see what is added to all keys: what is left of their bias' gradient is a small difference.
+        assert error <= (1e-4 if parameter_name.endswith("mixer.k.bias") else 1e-5), (parameter_name, error)
 
 
 @everywhere

@@ -72,7 +72,7 @@ def test_published_sizes_are_those_of_the_class(name):
         ("exaone4-32b", 32_003_216_384),
         ("mistral-7b", 7_241_732_096),
         ("glm4-32b", 32_566_081_536),
-        ("glm4-9b", 9_400_279_040 - 40 * (4096 + 2 * 256)),  # the biases that ours leaves out
+        ("glm4-9b", 9_400_279_040),
     ],
 )
 def test_published_totals(name, total):
@@ -189,7 +189,6 @@ def test_patterns_are_reduced_to_their_shortest_period():
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("smollm-tiny", {"attention_bias": True}, "attention_bias=True .only False."),
         ("smollm-tiny", {"mlp_bias": True}, "mlp_bias=True .only False."),
         ("smollm-tiny", {"attention_dropout": 0.1}, "attention_dropout=0.1 .only 0.0."),
         ("smollm-tiny", {"hidden_act": "gelu"}, "hidden_act='gelu' .only 'silu'."),
@@ -201,7 +200,8 @@ def test_patterns_are_reduced_to_their_shortest_period():
         ("smollm-tiny", {"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "only rope_theta"),
         ("smollm-tiny", {"rope_parameters": {"rope_type": "linear", "factr": 2.0}}, "factr"),
         ("smollm-tiny", {"rope_parameters": [1]}, "only a mapping"),
-        ("glm4-tiny", {"attention_bias": True}, "attention_bias=True"),
+        ("deepseek-v3-tiny", {"attention_bias": True}, "attention_bias=True .only False."),
+        ("mistral-tiny", {"attention_bias": True}, "attention_bias=True .only False."),
         ("qwen3-tiny", {"layer_types": ["chunked_attention"] * 4}, "chunked_attention"),
         ("qwen3-tiny", {"layer_types": ["sliding_attention"] * 4}, "beside use_sliding_window false"),
         ("olmo3-tiny", {"sliding_window": None}, "beside sliding_window null"),
@@ -217,13 +217,15 @@ def test_settings_that_ours_lacks_are_refused_by_name(name, changes, words):
 
 
 def test_all_refused_settings_are_named_at_once():
-    with pytest.raises(ValueError, match=r"LlamaForCausalLM cannot be converted.*attention_bias.*softcap=3"):
-        read("smollm-tiny", attention_bias=True, softcap=3)
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM cannot be converted.*mlp_bias.*softcap=3"):
+        read("smollm-tiny", mlp_bias=True, softcap=3)
 
 
-def test_attention_biases_are_refused_where_a_file_leaves_them_to_a_class_that_has_them():
-    with pytest.raises(ValueError, match="attention_bias=True"):
-        read("glm4-tiny", "attention_bias")
+def test_attention_biases_are_those_of_the_class():
+    assert read("glm4-tiny", "attention_bias").mixer.bias == "qkv"  # true where a file leaves it out
+    assert read("smollm-tiny", attention_bias=True).mixer.bias is True
+    assert read("smollm-tiny").mixer.bias is False
+    assert family_of(preset("smollm-tiny", mixer={"kind": "mha", "n_heads": 4, "bias": "qkv"})) is None
 
 
 def test_other_architectures_are_refused_with_what_there_is():
