@@ -131,7 +131,7 @@ def _checkpoint(setting: Setting) -> dict[str, Figure]:
 def checkpoint_seconds(folder: str, model: Mapping[str, Any], times: int) -> dict[str, Any]:
     """Seconds of each of some checkpoints, in a process of its own; their parameters and bytes."""
     from fabric.store import Store
-    from fabric.train.checkpoint import save_checkpoint
+    from fabric.train.checkpoint import save_checkpoint, unique_tensors
 
     side = made(training := Training(OURS, "fp32", False, model, 1, 16, 1))
     side.step(training.rows_BT1(0))
@@ -139,7 +139,7 @@ def checkpoint_seconds(folder: str, model: Mapping[str, Any], times: int) -> dic
     state: dict[str, Any] = {"loop": {}, "rng": {}, "scaler": None}
 
     def save(step: int) -> None:
-        save_checkpoint(attempt, step, side.model, side.optimizer, state, keep_last=1)
+        save_checkpoint(attempt, step, unique_tensors(side.model), side.optimizer.state_dict(), state, keep_last=1)
 
     seconds = [timed(lambda step=step: save(step)) for step in range(1, times + 1)]  # type: ignore[misc]
     files = [path for path in Path(folder).rglob("*") if path.is_file()]

@@ -10,6 +10,7 @@ from fabric.evaluate.lm import NEXT_TOKEN, evaluating, score
 from fabric.evaluate.minimal_pairs import paradigm_accuracy
 from fabric.evaluate.recall import recall
 from fabric.evaluate.samples import diversity, draw
+from fabric.train.group import ALONE, Group
 
 if TYPE_CHECKING:
     from fabric.data import TokenCache
@@ -44,15 +45,17 @@ def final_metrics(
     seed: int,
     precision: str,
     objective: ObjectiveConfig = NEXT_TOKEN,
+    group: Group = ALONE,
 ) -> tuple[dict[str, float | None], dict[str, Any]]:
     """The metrics of `fabric.job.metrics` that are taken once, at the end, and what is kept beside them by name:
     the texts of the samples, the minimal pairs' accuracy by paradigm.
 
     What does not fit the model or the split is None (its key is there if the job asked for it). Nothing but the
     speeds depends on `batch_size`. The model's mode and the global random state are as before afterwards.
+    Ranks of a `group`, each with the whole model, share the loss; rank 0 does the rest.
     Raises ValueError when the validation split does not hold one window of `seq_len`.
     """
-    how = (config.final_val_tokens, batch_size, precision, objective)
+    how = (config.final_val_tokens, batch_size, precision, objective, group)
     whole = score(model, cache, "validation", seq_len, *how)
     metrics: dict[str, float | None] = {
         "val_loss": whole.loss,
@@ -61,6 +64,8 @@ def final_metrics(
         "state_bytes_per_token": models.state_bytes(model.config, seq_len, BF16_BYTES) / seq_len,
     }
     beside: dict[str, Any] = {}
+    if not group.leads:
+        return group.told((metrics, beside))
     with evaluating(model):
         if config.recall:
             found = recall(model, cache, seq_len, batch_size=batch_size, precision=precision)
@@ -77,4 +82,4 @@ def final_metrics(
             beside["samples"] = [tokenizer.decode(s) for s in samples]
         metrics |= by_length(model, cache, config.lengths, precision, objective)
         metrics |= by_batch_size(model, seq_len, config.batch_sizes, precision, objective)
-    return metrics, beside
+    return group.told((metrics, beside))

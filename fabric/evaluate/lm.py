@@ -6,10 +6,12 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from fabric.train.group import ALONE, Group
 from fabric.train.objectives.base import ObjectiveConfig
 from fabric.train.objectives.next_token import NextToken
 from fabric.train.step import autocast
@@ -55,11 +57,13 @@ def score(
     batch_size: int = 8,
     precision: str = "fp32",
     objective: ObjectiveConfig = NEXT_TOKEN,
+    group: Group = ALONE,
 ) -> LMScore:
     """The objective's loss over windows of `seq_len` tokens, one after the other from the start of the split.
 
     `max_tokens` is rounded down to whole windows (at least one); None reads the whole split. Each token's loss is
-    fp32 and the sum fp64, so the result does not depend on `batch_size`. Raises ValueError when the split does not
+    fp32 and the sum fp64, so the result does not depend on `batch_size`. Ranks of a `group`, each with the whole model,
+    take batches in turn and come to the sums of one. Raises ValueError when the split does not
     hold one window.
     """
     available = cache.n_rows(split, seq_len)
@@ -70,18 +74,19 @@ def score(
         )
     n_rows = available if max_tokens is None else min(available, max(1, max_tokens // seq_len))
     device = next(model.parameters()).device
-    nats, n_bytes = 0.0, 0.0
+    sums: list[tuple[int, float, float]] = []  # of this rank's batches: first row, nats, bytes
     with evaluating(model):
-        for start in range(0, n_rows, batch_size):
+        for start in range(group.rank * batch_size, n_rows, group.world * batch_size):
             rows = cache.rows(split, seq_len, range(start, min(start + batch_size, n_rows)))
-            n_bytes += cache.n_bytes(split, rows[:, 1:])
             pair = objective.examples(
                 rows, seed=EXAMPLES_SEED, step=0, n_ids=cache.vocab_size, first_row=start
             )
             ids_BT, targets_BT = (torch.from_numpy(x).to(device) for x in pair)
             with autocast(device.type, precision):
                 nll = objective.nll(model, ids_BT, targets_BT)
-            nats += float(nll.double().sum())
+            sums.append((start, float(nll.double().sum()), cache.n_bytes(split, rows[:, 1:])))
+    in_order = sorted(chain.from_iterable(group.gathered(sums)))
+    nats, n_bytes = sum(s[1] for s in in_order), sum(s[2] for s in in_order)
     n_tokens = n_rows * objective.n_targets(seq_len)
     loss = nats / n_tokens
     perplexity = bits_per_byte = None

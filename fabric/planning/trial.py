@@ -23,6 +23,19 @@ WHILE_TRAINING = ("every_tokens", "times", "val_tokens", "test_tokens")
 NOT_NUMBERS = ("micro_batch_size", "checkpoint", "log_every_steps", "compile")
 
 
+class RanksConfig(Config):
+    """The processes that train one trial, and what keeps them together; none of it is part of a trial's identity.
+
+    `zero_stage` (DeepSpeed, arXiv 1910.02054): what the ranks divide: 1 the optimizer's state, 2 gradients too, 3
+    parameters too. `offload` "cpu": the optimizer's state lives in host memory.
+    """
+
+    workers: int = Field(default=1, ge=1)
+    engine: Literal["torch", "deepspeed"] = "torch"
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    offload: Literal["none", "cpu"] = "none"
+
+
 class TrialSpec(Config):
     """Everything one training process needs. `data_key` names the token cache's content, `data` how to get it.
 
@@ -38,6 +51,7 @@ class TrialSpec(Config):
     weights: str | None = None
     threads: int = Field(default=1, ge=1)
     device: Literal["cpu", "cuda"] = "cpu"
+    ranks: RanksConfig = RanksConfig()
 
     @model_validator(mode="after")
     def _decided(self) -> TrialSpec:

@@ -127,3 +127,22 @@ class LocalObjects:
             shutil.rmtree(doomed, ignore_errors=True)
         else:
             target.unlink(missing_ok=True)
+
+
+class Nowhere:
+    """Objects that are dropped as they are written."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Nothing."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        return True
+
+    def get(self, key: str) -> bytes | None:
+        return None
+
+    def list(self, prefix: str) -> list[str]:
+        return []
+
+    def delete(self, prefix: str) -> None:
+        """Nothing."""

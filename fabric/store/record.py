@@ -10,7 +10,7 @@ from typing import Any
 
 from fabric.store.attempt import Attempt
 from fabric.store.encoding import create_record, dump_json, read_json, read_record
-from fabric.store.objects import Objects
+from fabric.store.objects import Nowhere, Objects
 
 FINISHED, STOPPED, RUNNING, FAILED = "finished", "stopped", "running", "failed"
 
@@ -91,6 +91,10 @@ class TrialRecord:
         ):
             number += 1
         return Attempt(self.objects, self.prefix, number)
+
+    def unwritten_attempt(self) -> Attempt:
+        """An attempt that keeps nothing: what a rank that does not write for its trial is given."""
+        return Attempt(Nowhere(), self.prefix, 0)
 
     def provenance(self, attempt: int) -> dict[str, Any] | None:
         return self._read(f"attempts/{attempt}/provenance")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
@@ -38,26 +38,32 @@ def parameter_hash(model: nn.Module) -> str:
 def save_checkpoint(
     attempt: Attempt,
     step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Any],
     state: Mapping[str, Any],
     keep_last: int,
 ) -> None:
-    """Write a checkpoint of `step`; it exists once its manifest does. Raises OSError when the disk is full."""
+    """Write a checkpoint of `step`, of `unique_tensors` and an optimizer's `state_dict`; it exists once its manifest
+    does. Raises OSError when the disk is full.
+    """
 
     def files() -> Iterator[tuple[str, bytes]]:
         # One at a time, so that only one serialised copy is in memory.
-        tensors = {name: t.detach().contiguous() for name, t in unique_tensors(model).items()}
+        tensors = {name: t.detach().contiguous() for name, t in weights.items()}
         yield "model.safetensors", safetensors.torch.save(tensors)
-        yield "optimizer.pt", _dump(optimizer.state_dict())
+        yield "optimizer.pt", _dump(dict(optimizer))
         yield "state.pt", _dump(dict(state))
 
     attempt.save_checkpoint(step, files(), {"files": "fabric.train.checkpoint"}, keep_last)
 
 
-def newest_checkpoint(record: TrialRecord) -> tuple[Checkpoint, dict[str, bytes]] | None:
-    """The last complete, undamaged checkpoint and its files; every damaged one is passed over with a warning."""
-    for checkpoint in reversed(record.checkpoints()):
+def newest_checkpoint(
+    record: TrialRecord, known: Sequence[Checkpoint] | None = None
+) -> tuple[Checkpoint, dict[str, bytes]] | None:
+    """The last complete, undamaged checkpoint (of the `known` ones) and its files; every damaged one is passed over
+    with a warning.
+    """
+    for checkpoint in reversed(record.checkpoints() if known is None else known):
         files = record.read_checkpoint(checkpoint)
         if files is not None:
             return checkpoint, files
@@ -70,15 +76,13 @@ def newest_checkpoint(record: TrialRecord) -> tuple[Checkpoint, dict[str, bytes]
     return None
 
 
-def load_checkpoint(
-    files: Mapping[str, bytes], model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """Put weights and optimizer state back in place; returns the saved loop state.
+def optimizer_state(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The optimizer's `state_dict` in a checkpoint."""
+    return _load(files["optimizer.pt"])
 
-    Raises ValueError when the checkpoint is of another architecture.
-    """
-    load_weights(files, model)
-    optimizer.load_state_dict(_load(files["optimizer.pt"]))
+
+def loop_state(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """What the loop kept in a checkpoint."""
     return _load(files["state.pt"])
 
 

@@ -15,7 +15,8 @@ import torch
 import models
 from fabric.data import Batches
 from fabric.train import meters, process
-from fabric.train.checkpoint import load_checkpoint
+from fabric.train.checkpoint import loop_state
+from fabric.train.group import ALONE, Group
 from fabric.train.memory import OutOfMemory, PeakMemory, is_out_of_memory
 from fabric.train.start import started
 from fabric.train.state import LoopState
@@ -32,20 +33,24 @@ MAX_CONSECUTIVE_SKIPS = 40
 
 
 class Engine:
-    """Model, optimizer, data order and `state` of one trial on one device; `weights` is the file it starts from.
+    """Model, optimizer, data order and `state` of one trial on this rank; `weights` is the file it starts from.
 
     `diverged` is None, or the reason (with the step) as soon as a step's figures were read and found wrong.
     """
 
-    def __init__(self, trial: TrialSpec, cache: TokenCache, weights: Path | None = None) -> None:
-        self.trial, self.config = trial, trial.train
+    def __init__(
+        self, trial: TrialSpec, cache: TokenCache, weights: Path | None = None, group: Group = ALONE
+    ) -> None:
+        self.trial, self.config, self.group = trial, trial.train, group
         self.seq_len = trial.data.seq_len
         self.tokens_per_step = self.config.batch_size * self.seq_len
         self.n_params = models.n_params(trial.model)
         forward = self.config.objective.flops_per_token(trial.model, self.seq_len)
         self.flops_per_token = 3 * forward  # backward: twice forward
         self.n_steps = self.config.n_steps(self.seq_len, self.n_params)
-        self.batches = Batches(cache, "train", self.seq_len, self.config.batch_size, trial.seed)
+        whole = Batches(cache, "train", self.seq_len, self.config.batch_size, trial.seed)
+        self.batches = whole.shard(group.rank, group.world)
+        self.first_row = group.rank * (self.config.batch_size // group.world)
         self.state = LoopState.fresh(self.config)
         self.divergence = Divergence(self.config.divergence, ())
         self.diverged: dict[str, Any] | None = None
@@ -58,7 +63,7 @@ class Engine:
             self.config.objective.check_model(trial.model)
             self.model = started(trial, weights)
         optimizer = self.config.optimizer.build(self.model)
-        self.stepper = Stepper(self.model, optimizer, self.config, trial.device)
+        self.stepper = _stepper(self.model, optimizer, trial, group)
         # Reading a loss waits for the device: every step where that costs nothing, else when it is asked for.
         self._read_every = 1 if trial.device == "cpu" else self.config.log_every_steps
         self._unread: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -79,7 +84,8 @@ class Engine:
 
     def restore(self, files: Mapping[str, bytes]) -> None:
         """Continue from a checkpoint's files."""
-        saved = load_checkpoint(files, self.model, self.stepper.optimizer)
+        self.stepper.load(files)
+        saved = loop_state(files)
         self.state.restore(saved["loop"])
         if self.stepper.scaler is not None:
             self.stepper.scaler.load_state_dict(saved["scaler"])
@@ -101,7 +107,7 @@ class Engine:
             self._unread_since = began
         rows_BT1 = self.batches.batch(state.step)
         pair = self.config.objective.examples(
-            rows_BT1, seed=self.trial.seed, step=state.step, n_ids=self.n_ids
+            rows_BT1, seed=self.trial.seed, step=state.step, n_ids=self.n_ids, first_row=self.first_row
         )
         ids_BT, targets_BT = map(self._on_device, pair)
         state.data_seconds += time.perf_counter() - began
@@ -152,7 +158,8 @@ class Engine:
     def fitting(self, work: Callable[[int], T]) -> T:
         """`work(micro_batch_size)`, with the size halved as often as it takes to fit in memory.
 
-        Raises OutOfMemory when one sequence does not fit.
+        Raises OutOfMemory when one sequence does not fit; of several ranks, when one of them does not fit: the
+        others are in the middle of the step, and the trial has to begin again with less.
         """
         while True:
             try:
@@ -161,6 +168,8 @@ class Engine:
                 if not is_out_of_memory(error):
                     raise
                 message = str(error).strip().split("\n")[0][:200]
+                if self.group.world > 1:
+                    raise OutOfMemory(f"out of memory on rank {self.group.rank}: {message}") from error
             # Outside the handler: the failed step's frames, and the tensors they held, are gone.
             self._halve(message)
 
@@ -228,6 +237,16 @@ class Engine:
             "skipped_steps": state.skipped_steps,
             "data_wait_fraction": state.data_seconds / state.seconds if state.seconds else None,
         }
+
+
+def _stepper(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, trial: TrialSpec, group: Group
+) -> Stepper:
+    if trial.ranks.engine == "torch":
+        return Stepper(model, optimizer, trial.train, trial.device, group)
+    from fabric.train.zero import ZeroStepper
+
+    return ZeroStepper(model, optimizer, trial, group)
 
 
 def _n_ids(trial: TrialSpec, cache: TokenCache) -> int:

@@ -23,6 +23,7 @@ from fabric.train.calendar import calendar
 from fabric.train.checkpoint import newest_checkpoint, save_checkpoint
 from fabric.train.directive import CheckpointAndExit, Continue, Directive, Outcome, Report, Stop, keep_going
 from fabric.train.engine import Engine
+from fabric.train.group import ALONE, Group
 from fabric.train.memory import is_out_of_memory
 from fabric.train.recorder import Recorder
 
@@ -43,6 +44,7 @@ def run(
     clock: Callable[[], float] = time.monotonic,
     micro_batch_size: int | None = None,
     weights: Path | None = None,
+    group: Group = ALONE,
 ) -> Outcome:
     """Train `trial` to its end, or to where `report` says; returns how it ended.
 
@@ -51,19 +53,21 @@ def run(
     trial trains nothing and reports its final row, measured again when `trial.evaluate` wants other measurements. An
     evaluated row on disk whose report may not have been delivered (the process died) is reported again on resume.
     `micro_batch_size` overrides the trial's and a checkpoint's; `weights` is the file whose hash `trial.weights` is.
+    Every rank of a `group` calls it alike; rank 0 alone writes, reports and decides.
 
     Divergence is an `Outcome`, not an error. Raises what went wrong otherwise, after writing it to the status:
     `OutOfMemory` when not even a micro-batch of one fits; SystemExit and KeyboardInterrupt leave the trial resumable.
     """
-    before = record.status()
+    before = group.told(record.status())
     if before is not None and before.state == FINISHED:
         from fabric.evaluate.again import final_row
 
-        final = final_row(trial, record, cache)
-        report(dict(final))
+        final = group.told(final_row(trial, record, cache) if group.leads else {})
+        if group.leads:
+            report(dict(final))
         return Outcome(FINISHED, before.reason or {}, before.step, final)
     process.settle(trial)
-    newest = newest_checkpoint(record)
+    newest = newest_checkpoint(record, group.told(record.checkpoints()))
     resumed = (newest[0].step, newest[0].attempt) if newest else (0, None)
     who = {**(provenance or {}), **process.provenance(trial), "evaluation": trial.evaluation_key}
     if record.numerics not in (None, who["numerics"]["fingerprint"]):
@@ -71,11 +75,12 @@ def run(
             f"this process computes under numerics {who['numerics']}, the sweep asked for fingerprint "
             f"{record.numerics} (--strict-numerics needs one kind of machine); run without it, or on one kind"
         )
-    attempt = record.new_attempt({**who, "resumed_step": resumed[0], "resumed_attempt": resumed[1]})
+    who |= {"resumed_step": resumed[0], "resumed_attempt": resumed[1]}
+    attempt = record.new_attempt(who) if group.leads else record.unwritten_attempt()
     training: _Training | None = None
     try:
         with _no_collection():
-            training = _Training(trial, attempt, cache, report, rung_tokens, clock, weights)
+            training = _Training(trial, attempt, cache, report, rung_tokens, clock, weights, group)
             if newest is not None:
                 training.resume(newest[1], record, before)
                 newest = None  # its bytes are as large as the model and the optimizer
@@ -138,10 +143,12 @@ class _Training:
         rung_tokens: Sequence[int],
         clock: Callable[[], float],
         weights: Path | None,
+        group: Group,
     ) -> None:
+        self.group = group
         self.trial, self.config, self.cache, self.report = trial, trial.train, cache, report
         self.attempt, self.recorder = attempt, Recorder(attempt, trial.train.checkpoint, clock)
-        self.engine = Engine(trial, cache, weights)
+        self.engine = Engine(trial, cache, weights, group)
         self.n_steps = self.engine.n_steps
         self.calendar = calendar(self.n_steps, self.engine.tokens_per_step, trial.evaluate, rung_tokens)
         self.redeliver: dict[str, Any] | None = None
@@ -172,7 +179,7 @@ class _Training:
             return self._finish(self._converged())
         outcome = None
         if self.redeliver is not None and state.step < self.n_steps:
-            outcome = self._obey(self.report(dict(self.redeliver)), self.redeliver)
+            outcome = self._obey(self._reported(self.redeliver), self.redeliver)
         while outcome is None and state.step < self.n_steps:
             outcome = self._next()
         return outcome or self._finish({"kind": "completed"})
@@ -199,7 +206,7 @@ class _Training:
         return None
 
     def _keep_up(self, step: int) -> None:
-        checkpoint, beat = self.recorder.due(step)
+        checkpoint, beat = self.group.told(self.recorder.due(step))
         if checkpoint:
             self._checkpoint()
         if beat:
@@ -215,7 +222,9 @@ class _Training:
             return
         self.recorder.flush()
         keep = self.config.checkpoint.keep_last
-        save_checkpoint(self.attempt, step, engine.model, engine.stepper.optimizer, engine.saved(), keep)
+        weights, optimizer = engine.stepper.weights(), engine.stepper.optimizer_state()
+        if self.group.leads:
+            save_checkpoint(self.attempt, step, weights, optimizer, engine.saved(), keep)
         self.recorder.saved(step)
 
     # ---- evaluations, reports, end
@@ -237,19 +246,24 @@ class _Training:
         if step in self.calendar.rungs:
             self._checkpoint()
         self.recorder.beat(step)
-        return self._obey(self.report(dict(row)), row)
+        return self._obey(self._reported(row), row)
+
+    def _reported(self, row: Mapping[str, Any]) -> Directive:
+        return self.group.told(self.report(dict(row)) if self.group.leads else Continue())
 
     def _score(self, batch_size: int) -> lm.LMScore:
-        return lm.score(
-            self.engine.model,
-            self.cache,
-            "validation",
-            self.engine.seq_len,
-            self.trial.evaluate.val_tokens,
-            batch_size,
-            self.config.precision,
-            self.config.objective,
-        )
+        with self.engine.stepper.whole() as model:
+            return lm.score(
+                model,
+                self.cache,
+                "validation",
+                self.engine.seq_len,
+                self.trial.evaluate.val_tokens,
+                batch_size,
+                self.config.precision,
+                self.config.objective,
+                self.group,
+            )
 
     def _obey(self, directive: Directive, row: Mapping[str, Any]) -> Outcome | None:
         step = self.engine.state.step
@@ -288,19 +302,21 @@ class _Training:
         final = json.loads(dump_json(row))  # what a later call will find: NaN is None, with a flag
         self.recorder.end(FINISHED, step, reason, final)
         self.finished = True
-        self.report(dict(final))
+        self._reported(final)
         return Outcome(FINISHED, reason, step, final)
 
     def _final_metrics(self, batch_size: int) -> tuple[dict[str, Any], dict[str, Any]]:
         from fabric.evaluate.final import final_metrics
 
-        return final_metrics(
-            self.engine.model,
-            self.cache,
-            self.trial.evaluate,
-            seq_len=self.engine.seq_len,
-            batch_size=batch_size,
-            seed=self.trial.seed,
-            precision=self.config.precision,
-            objective=self.config.objective,
-        )
+        with self.engine.stepper.whole() as model:
+            return final_metrics(
+                model,
+                self.cache,
+                self.trial.evaluate,
+                seq_len=self.engine.seq_len,
+                batch_size=batch_size,
+                seed=self.trial.seed,
+                precision=self.config.precision,
+                objective=self.config.objective,
+                group=self.group,
+            )

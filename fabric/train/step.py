@@ -1,14 +1,21 @@
-"""One optimizer step: gradients over micro-batches, loss scaling, clipping, update."""
+"""One optimizer step: gradients over micro-batches, loss scaling, clipping, update.
+
+`Stepper` is the protocol every engine speaks; the loop does not know which it has. Here it is plain torch, with
+DistributedDataParallel where several ranks share a trial; `fabric.train.zero` is DeepSpeed's.
+"""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fabric.train.checkpoint import load_weights, optimizer_state, unique_tensors
 from fabric.train.config import TrainConfig
+from fabric.train.group import ALONE, Group
 from kernels import native
 from models.residual import Block
 
@@ -30,35 +37,80 @@ def compile_layers(model: nn.Module) -> None:
             module.compile()
 
 
-class Stepper:
-    """The mechanics of a step on one device.
+class SummedLoss(nn.Module):
+    """A model and its objective as one module: what the engines wrap. forward: summed nats of rows, fp32."""
 
-    Order: sum of scaled losses' gradients over micro-batches, unscale, clip, update, new scale, zero.
+    def __init__(self, model: nn.Module, train: TrainConfig, device: str) -> None:
+        super().__init__()
+        self.model = model
+        self._sum_nll, self._device, self._precision = train.objective.sum_nll, device, train.precision
+
+    def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        with autocast(self._device, self._precision):
+            return self._sum_nll(self.model, ids_BT, targets_BT)
+
+
+class Stepper:
+    """The mechanics of a step on one device of each rank of a group.
+
+    Order: sum of scaled losses' gradients over micro-batches, sum over ranks, unscale, clip, update, new scale, zero.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, train: TrainConfig, device: str
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        train: TrainConfig,
+        device: str,
+        group: Group = ALONE,
     ) -> None:
-        self.model, self.optimizer, self.train, self.device = model, optimizer, train, device
+        self.model, self.optimizer, self.train, self.device, self.group = (
+            model,
+            optimizer,
+            train,
+            device,
+            group,
+        )
         self.scaler = torch.amp.GradScaler(device) if train.precision == "fp16" else None
         if train.compile:
             compile_layers(model)
-        self._sum_nll = train.objective.sum_nll
+        self._loss: Any = self._wrapped(SummedLoss(model, train, device))
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._peaks = [group["lr"] for group in optimizer.param_groups]
 
+    def _wrapped(self, loss: SummedLoss) -> nn.Module:
+        if self.group.world == 1:
+            return loss
+        # Rows of all ranks are of one size, so buckets are the same; buffers (rotary tables) never change.
+        return nn.parallel.DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
+
     def gradients(self, ids_BT: Tensor, targets_BT: Tensor, micro_batch_size: int) -> Tensor:
-        """Accumulate the gradients of the batch's mean loss; returns that loss, an fp32 scalar (nats/token)."""
+        """Accumulate the gradients of the global batch's mean loss; returns that loss, an fp32 scalar (nats/token).
+
+        The rows are this rank's, as many as every other's.
+        """
         B, T = targets_BT.shape
-        count = B * self.train.objective.n_targets(T)
+        count = B * self.group.world * self.train.objective.n_targets(T)
         total: Tensor | None = None
-        for ids_bT, targets_bT in zip(ids_BT.split(micro_batch_size), targets_BT.split(micro_batch_size)):
-            with autocast(self.device, self.train.precision):
-                nll = self._sum_nll(self.model, ids_bT, targets_bT) / count
-            (nll if self.scaler is None else self.scaler.scale(nll)).backward()
+        parts = list(zip(ids_BT.split(micro_batch_size), targets_BT.split(micro_batch_size), strict=True))
+        for number, (ids_bT, targets_bT) in enumerate(parts, 1):
+            with self._accumulating(is_last=number == len(parts)):
+                nll = self._loss(ids_bT, targets_bT) / count
+                self._backward(nll)
             total = nll.detach() if total is None else total + nll.detach()
         assert total is not None
-        return total
+        return self.group.sum_(total)
+
+    def _accumulating(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Ranks exchange gradients with the last micro-batch alone."""
+        if self.group.world == 1 or is_last:
+            return contextlib.nullcontext()
+        return self._loss.no_sync()  # type: ignore[no-any-return]
+
+    def _backward(self, nll: Tensor) -> None:
+        if self.group.world > 1:
+            nll = nll * self.group.world  # the wrapper takes the ranks' mean
+        (nll if self.scaler is None else self.scaler.scale(nll)).backward()
 
     def update(self, multiplier: float) -> Tensor:
         """Clip and apply the gradients at `multiplier` times the peak rate; returns their norm before clipping.
@@ -67,6 +119,11 @@ class Stepper:
         """
         for group, peak in zip(self.optimizer.param_groups, self._peaks):
             group["lr"] = peak * multiplier
+        norm = self._apply()
+        self.forget()
+        return norm
+
+    def _apply(self) -> Tensor:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         norm = self._clip()
@@ -75,7 +132,6 @@ class Stepper:
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        self.forget()
         return norm
 
     def _clip(self) -> Tensor:
@@ -87,3 +143,23 @@ class Stepper:
     def forget(self) -> None:
         """Drop all gradients, of a finished step or of one to be redone."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    # ---- what a checkpoint holds: the same whatever the engine and the number of ranks
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every unique tensor whole, by name; on rank 0 (elsewhere it may be empty)."""
+        return {name: t.detach() for name, t in unique_tensors(self.model).items()}
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """The optimizer's state as torch's own `state_dict` of one process has it; on rank 0."""
+        return self.optimizer.state_dict()
+
+    def load(self, files: Mapping[str, bytes]) -> None:
+        """Put a checkpoint's weights and optimizer state in place; ValueError when it is of another architecture."""
+        load_weights(files, self.model)
+        self.optimizer.load_state_dict(optimizer_state(files))
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[nn.Module]:
+        """The model with every parameter in full on this rank."""
+        yield self.model

@@ -15,7 +15,7 @@ from fabric.evaluate.final import final_metrics
 from fabric.job.metrics import metric_info
 from fabric.planning.trial import TrialSpec
 from fabric.store import FINISHED, RUNNING, Store
-from fabric.train.checkpoint import save_checkpoint
+from fabric.train.checkpoint import save_checkpoint, unique_tensors
 from fabric.train.step import autocast
 
 SEQ_LEN = 32
@@ -150,7 +150,7 @@ def finished_trial(prepared, body, model, folder):
     record = Store(folder).trial(spec.id)
     attempt = record.new_attempt({"evaluation": spec.evaluation_key})
     optimizer = torch.optim.AdamW(model.parameters())
-    save_checkpoint(attempt, 2, model, optimizer, {}, 1)
+    save_checkpoint(attempt, 2, unique_tensors(model), optimizer.state_dict(), {}, 1)
     return spec, record, attempt
 
 

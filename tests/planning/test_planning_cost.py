@@ -101,7 +101,7 @@ def test_a_checkpoint_takes_the_bytes_that_were_said(tmp_path):
 
     import models
     from fabric.store import Store
-    from fabric.train.checkpoint import save_checkpoint
+    from fabric.train.checkpoint import save_checkpoint, unique_tensors
 
     spec = spec_of()
     model = models.build(spec.model, 0)
@@ -109,7 +109,7 @@ def test_a_checkpoint_takes_the_bytes_that_were_said(tmp_path):
     model(torch.zeros(1, 4, dtype=torch.long)).logits.sum().backward()
     optimizer.step()
     record = Store(tmp_path).trial("x")
-    save_checkpoint(record.new_attempt({}), 1, model, optimizer, {}, 1)
+    save_checkpoint(record.new_attempt({}), 1, unique_tensors(model), optimizer.state_dict(), {}, 1)
     size = sum(f.stat().st_size for f in tmp_path.rglob("checkpoints/*/*"))
     assert cost.checkpoint_bytes(spec) == pytest.approx(size, rel=0.10)
     kept = spec_of(checkpoint={"keep_last": 3})

@@ -1,0 +1,151 @@
+"""Several ranks over gloo, torch's engine and DeepSpeed's, against one process: the same trial, the same numbers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_kit import make_cache, make_trial
+
+from fabric.planning.trial import TrialSpec
+from fabric.store import Store
+from fabric.train import loop
+from fabric.train.checkpoint import newest_checkpoint
+from fabric.train.directive import CheckpointAndExit, Continue
+from fabric.train.group import Group
+
+ENGINES = {
+    "torch": {"engine": "torch"},
+    **{f"zero{stage}": {"engine": "deepspeed", "zero_stage": stage} for stage in range(4)},
+}
+
+
+def rank_of_pair(rank: int, world: int, port: int, tasks: Any, answers: Any) -> None:
+    """One rank's process: runs what it is asked, as all ranks are, until it is told None."""
+    os.environ.update(DS_ACCELERATOR="cpu", RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    while (task := tasks.get()) is not None:
+        try:
+            answers.put((rank, train(*task, group=Group.here())))
+        except Exception as error:
+            answers.put((rank, error))
+    torch.distributed.destroy_process_group()
+
+
+def train(body: str, store: Path, cache: Path, until: int | None = None, group: Group | None = None) -> list[tuple]:
+    """Train a trial, to its end or to the report at step `until`; its rows as (step, loss, norm, hash, val_loss)."""
+    from fabric.data import TokenCache
+
+    trial = TrialSpec.model_validate_json(body)
+    record = Store(store).trial(trial.id)
+
+    def report(row: dict[str, Any]) -> Any:
+        return CheckpointAndExit() if row["step"] == until else Continue()
+
+    where = {} if group is None else {"group": group}
+    loop.run(trial, record, TokenCache.open(cache), report=report, **where)
+    return [
+        (r["step"], r["train_loss"], r["grad_norm"], r["data_hash"], r.get("val_loss")) for r in record.metrics()
+    ]
+
+
+class Pair:
+    """Two ranks that live as long as the tests of this file."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "fabric.train.loop", "models.decoder"])
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.answers = context.Queue()
+        self.tasks = [context.Queue() for _ in range(2)]
+        self.processes = [
+            context.Process(target=rank_of_pair, args=(rank, 2, port, queue, self.answers), daemon=True)
+            for rank, queue in enumerate(self.tasks)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def train(self, trial: TrialSpec, *where: Any) -> list[tuple]:
+        for queue in self.tasks:
+            queue.put((trial.model_dump_json(), *where))
+        found = dict(self.answers.get(timeout=120) for _ in self.tasks)
+        for answer in found.values():
+            if isinstance(answer, Exception):
+                raise answer
+        return found[0]
+
+    def end(self) -> None:
+        for queue in self.tasks:
+            queue.put(None)
+        for process in self.processes:
+            process.join(10)
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def pair():
+    found = Pair()
+    yield found
+    found.end()
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory):
+    return make_cache(tmp_path_factory.mktemp("ranks"))
+
+
+def trial_of(cached, engine="torch", workers=2, **options):
+    trial = make_trial(*cached, **{"steps": 20, "micro_batch_size": 1, **options})
+    return trial.model_copy(update={"ranks": type(trial.ranks)(workers=workers, **ENGINES[engine])})
+
+
+def agree(found, wanted, tolerance=5e-6):
+    assert [(r[0], r[3]) for r in found] == [(r[0], r[3]) for r in wanted], "steps, and the tokens they read"
+    for ours, theirs in zip(found, wanted, strict=True):
+        for a, b in ((ours[1], theirs[1]), (ours[4], theirs[4])):
+            assert (a is None) == (b is None)
+            assert a is None or abs(a - b) <= tolerance, (ours, theirs)
+        assert ours[2] == pytest.approx(theirs[2], rel=20 * tolerance)
+
+
+@pytest.fixture(scope="module")
+def alone(cached, tmp_path_factory):
+    """The trial in one process, by precision."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {
+        precision: train(
+            trial_of(cached, workers=1, precision=precision).model_dump_json(), folder / precision, cached[1].path
+        )
+        for precision in ("fp32", "bf16")
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_ranks_train_as_one_process(pair, cached, alone, tmp_path, engine, precision):
+    trial = trial_of(cached, engine, precision=precision)
+    agree(pair.train(trial, tmp_path, cached[1].path), alone[precision], 5e-6 if precision == "fp32" else 5e-3)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_checkpoint_of_two_goes_on_alone_and_back(pair, cached, alone, tmp_path, engine):
+    trial = trial_of(cached, engine)
+    (middle,) = [r[0] for r in alone["fp32"] if r[4] is not None and r[0] < 20]
+    pair.train(trial, tmp_path / "a", cached[1].path, middle)
+    files = newest_checkpoint(Store(tmp_path / "a").trial(trial.id))
+    assert files is not None
+    assert set(files[1]) == {"model.safetensors", "optimizer.pt", "state.pt"}
+    rows = train(trial_of(cached, workers=1).model_dump_json(), tmp_path / "a", cached[1].path)
+    agree(rows, alone["fp32"])
+    # And the other way.
+    train(trial_of(cached, workers=1).model_dump_json(), tmp_path / "b", cached[1].path, middle)
+    agree(pair.train(trial, tmp_path / "b", cached[1].path), alone["fp32"])
