@@ -96,7 +96,7 @@ def new_study(job: Job, root: Path, out: str | Path, *, strict: bool = False, dr
                 keys[config] = data_key(config, cache_root(out))
         return keys[config]
 
-    return Study(job, Store(root), key, StudyMachine(job.threads, job.device), dry=dry, strict=strict)
+    return Study(job, Store(root), key, StudyMachine(job.threads, job.device, job.config.resources.ranks), dry=dry, strict=strict)
 
 
 class Caches:
@@ -139,6 +139,8 @@ def task_body(study: Study, task: Task, **settings: Any) -> dict[str, Any]:
         "threads": trial.spec.threads,
         "micro_batch_size": study.registry.micro_batch_size(trial),
         "numerics": trial.numerics,
+        "in_group": not trial.spec.ranks.is_alone,
+        "gpus": study.job.config.resources.gpus_per_worker,
         **settings,
     }
 

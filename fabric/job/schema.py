@@ -14,6 +14,7 @@ from fabric.evaluate.config import EvaluateConfig
 from fabric.job.units import Number, Real
 from fabric.planning.stopping.base import StoppingRule
 from fabric.planning.stopping.fifo import Fifo
+from fabric.planning.trial import RanksConfig
 from fabric.train.config import TrainConfig
 from models.parts import Config, union_of
 
@@ -209,25 +210,21 @@ class SearchConfig(Config):
         return [a for a in self.axes if a.role == "experiment"]
 
 
-class ResourcesConfig(Config):
-    """What a trial is given. `auto`: one CPU a trial, as many trials at once as CPUs, GPUs and memory allow."""
+class ResourcesConfig(RanksConfig):
+    """What a trial is given. `auto`: one CPU a worker, as many trials at once as CPUs, GPUs and memory allow."""
 
-    workers: int = Field(default=1, ge=1)
     cpus_per_worker: int | Literal["auto"] = "auto"
     gpus_per_worker: Real = Field(default=0, ge=0)
     max_concurrent: int | None = Field(default=None, ge=1)
     max_retries: int = Field(default=2, ge=0)
-    engine: Literal["torch", "deepspeed"] = "torch"
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    offload: Literal["none", "cpu"] = "none"
+
+    @property
+    def ranks(self) -> RanksConfig:
+        """The processes of a trial."""
+        return RanksConfig.model_validate({name: getattr(self, name) for name in RanksConfig.model_fields})
 
     @model_validator(mode="after")
-    def _one_worker(self) -> ResourcesConfig:
-        if self.workers > 1 or self.engine != "torch" or self.zero_stage or self.offload != "none":
-            raise ValueError(
-                "this version trains every trial on one worker with engine: torch "
-                "(workers > 1, deepspeed, zero_stage and offload are not available yet)"
-            )
+    def _some_cpus(self) -> ResourcesConfig:
         if isinstance(self.cpus_per_worker, int) and self.cpus_per_worker < 1:
             raise ValueError(f"cpus_per_worker={self.cpus_per_worker} must be at least 1")
         return self

@@ -72,12 +72,12 @@ def concurrency(
     here = cpus is None
     cpus = cpus if cpus is not None else cpu_count()
     threads = 1 if resources.cpus_per_worker == "auto" else resources.cpus_per_worker
-    limits = {f"{cpus:g} CPUs at {threads} a trial": int(cpus // threads)}
+    workers = resources.workers
+    limits = {f"{cpus:g} CPUs at {threads * workers} a trial": int(cpus // (threads * workers))}
     if resources.gpus_per_worker:
         gpus = gpus if gpus is not None else gpu_count()
-        limits[f"{gpus:g} GPUs at {resources.gpus_per_worker:g} a trial"] = int(
-            gpus // resources.gpus_per_worker
-        )
+        each = resources.gpus_per_worker * workers
+        limits[f"{gpus:g} GPUs at {each:g} a trial"] = int(gpus // each)
     if here and not resources.gpus_per_worker:
         free = int(free_memory() * MEMORY_SHARE)
         limits[f"{free / 2**30:.1f} GiB of memory at {peak_bytes / 2**30:.2f} a trial"] = free // max(

@@ -71,6 +71,7 @@ class Registry:
             weights=None if configuration.start is None else configuration.start.key,
             threads=self.machine.threads,
             device=self.machine.device,
+            ranks=self.machine.ranks,
         )
 
     def trial_id(self, configuration: Configuration) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from fabric.job.load import Configuration
 from fabric.planning.expand import Arm
-from fabric.planning.trial import TrialSpec
+from fabric.planning.trial import RanksConfig, TrialSpec
 
 Role = Literal["tuning", "main"]
 Action = Literal["continue", "stop", "pause"]
@@ -19,6 +19,7 @@ class Machine:
 
     threads: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
+    ranks: RanksConfig = RanksConfig()
 
 
 @dataclass

@@ -14,7 +14,7 @@ from fabric.data.config import DataConfig
 from fabric.evaluate.config import EvaluateConfig
 from fabric.train.config import TrainConfig
 from models.config import ModelConfig
-from models.parts import Config, Part
+from models.parts import Config, Part, divisors_in_words
 
 ID_SCHEMA = 1
 # Fields of the evaluate section that do not change what is measured at the end (the test split has a key of its own).
@@ -34,6 +34,19 @@ class RanksConfig(Config):
     engine: Literal["torch", "deepspeed"] = "torch"
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "cpu"] = "none"
+
+    @model_validator(mode="after")
+    def _divided_by_deepspeed(self) -> RanksConfig:
+        if self.engine == "torch" and (self.zero_stage or self.offload != "none"):
+            raise ValueError("zero_stage and offload are DeepSpeed's: set engine: deepspeed, or leave them out")
+        if self.offload != "none" and not self.zero_stage:
+            raise ValueError("offload: cpu moves what ZeRO divides: set zero_stage to 1, 2 or 3, or leave it out")
+        return self
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether a trial is one plain process."""
+        return self.workers == 1 and self.engine == "torch"
 
 
 class TrialSpec(Config):
@@ -58,6 +71,11 @@ class TrialSpec(Config):
         if "auto" in (self.train.precision, self.train.compile):
             raise ValueError(
                 "a trial's precision and compile are decided before it is planned; auto is for jobs"
+            )
+        if self.train.batch_size % self.ranks.workers:
+            raise ValueError(
+                f"train.batch_size={self.train.batch_size} cannot be divided among {self.ranks.workers} workers; "
+                f"use {divisors_in_words(self.train.batch_size, self.ranks.workers)} workers, or a multiple as batch"
             )
         return self
 

@@ -296,7 +296,10 @@ def run_study(
     """
     number = 1 + max((int(p.name) for p in (root / "tune").glob("[0-9]*") if p.name.isdigit()), default=0)
     bridge = Bridge(study, slots, progress, caches, {"invocation": number, "source_hash": source_hash()})
-    resources = {"cpu": cpus, **({"gpu": gpus} if gpus else {})}
+    resources: dict[str, float] = {"cpu": cpus, **({"gpu": gpus} if gpus else {})}
+    if not study.job.config.resources.ranks.is_alone:
+        # The actor only holds its worker group, which asks for what it needs itself; Ray wants some resource named.
+        resources = {"cpu": 0, "node:__internal_head__": 0.001}
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(

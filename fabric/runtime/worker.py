@@ -16,6 +16,7 @@ from fabric.planning.trial import TrialSpec
 from fabric.runtime.connect import ROOT, SourcesDifferError, source_hash
 from fabric.store import Store
 from fabric.train.directive import Continue, Directive
+from fabric.train.group import ALONE, Group
 from fabric.train.start import weights_file
 
 _CACHES: dict[str, TokenCache] = {}
@@ -29,14 +30,23 @@ def fabric_trial(config: dict[str, Any]) -> None:
     # Also where the cluster's environment was not ours to set: a slow end must not cost the next trial its actor.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
     task = config["task"]
-    if task["source_hash"] != _own_hash():
+    same_sources(task["source_hash"])
+    os.environ["RAYON_NUM_THREADS"] = str(task["threads"])
+    if task["in_group"]:
+        from fabric.runtime.ranks import perform_in_group
+
+        perform_in_group(task, report_to_tune)
+    else:
+        perform(task, report_to_tune)
+
+
+def same_sources(driver: str) -> None:
+    """Raise SourcesDifferError where this process runs other sources than the driver, whose hash is given."""
+    if driver != _own_hash():
         raise SourcesDifferError(
             f"a worker runs other sources than the driver (they are at {ROOT} there): were they edited while the "
             "sweep ran? Run the same command again, on a cluster with the same version"
         )
-    os.environ["RAYON_NUM_THREADS"] = str(task["threads"])
-
-    perform(task, report_to_tune)
 
 
 def report_to_tune(row: Mapping[str, Any]) -> Directive:
@@ -47,8 +57,8 @@ def report_to_tune(row: Mapping[str, Any]) -> Directive:
     return Continue()
 
 
-def perform(task: Mapping[str, Any], report: Any) -> None:
-    """Do a task with any `report` function; the inline runner uses it without Ray."""
+def perform(task: Mapping[str, Any], report: Any, group: Group = ALONE) -> None:
+    """Do a task with any `report` function, on every rank of a group; the inline runner uses it without Ray."""
     record = Store(task["store"]).trial(task["trial"], task["numerics"])
     if record.spec() is None:
         raise RuntimeError(
@@ -60,7 +70,8 @@ def perform(task: Mapping[str, Any], report: Any) -> None:
     if task["kind"] == "test":
         from fabric.evaluate.test import read_test_split
 
-        report(read_test_split(spec, record, cache))
+        if group.leads:
+            report(read_test_split(spec, record, cache))
         return
     fabric.train.loop.run(
         spec,
@@ -70,6 +81,7 @@ def perform(task: Mapping[str, Any], report: Any) -> None:
         rung_tokens=task["rungs"],
         micro_batch_size=task["micro_batch_size"],
         weights=None if spec.weights is None else weights_file(task["cache"], spec.weights),
+        group=group,
         provenance={"invocation": task["invocation"], "source_hash": task["source_hash"]},
     )
 

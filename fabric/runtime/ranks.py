@@ -1,0 +1,197 @@
+"""Worker groups: the ranks of a shape of trial, held by one long `TorchTrainer.fit()`, train trial after trial.
+
+The reused Tune actor owns the group: a thread of it runs `fit`, whose ranks wait at a mailbox for the next task. Rank 0
+reports there, and the answer goes to all ranks, so a trial stops at a report and the group goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from fabric.planning.trial import RanksConfig
+from fabric.train.directive import Continue, Directive, Report, Stop
+
+WAIT = 5.0  # seconds a rank 0, or the owner, waits at the mailbox before it looks around
+
+
+class GroupLostError(RuntimeError):
+    """A rank of a worker group died, or the group never started."""
+
+
+class Mailbox:
+    """Between a Tune actor and rank 0 of its group: tasks one way, what comes of them the other."""
+
+    def __init__(self) -> None:
+        self._tasks: asyncio.Queue[Any] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self._answers: asyncio.Queue[Directive] = asyncio.Queue()
+
+    async def give(self, task: Mapping[str, Any] | str) -> None:
+        await self._tasks.put(task)
+
+    async def take(self) -> Any:
+        """The next task; None when there is none for a while."""
+        return await _soon(self._tasks)
+
+    async def say(self, kind: str, what: Any = None) -> None:
+        await self._events.put((kind, what))
+
+    async def ask(self, row: dict[str, Any]) -> Directive:
+        """What the owner answers to a report."""
+        await self._events.put(("row", row))
+        return await self._answers.get()
+
+    async def answer(self, directive: Directive) -> None:
+        await self._answers.put(directive)
+
+    async def hear(self) -> tuple[str, Any] | None:
+        """What happened next; None when nothing does for a while."""
+        return await _soon(self._events)
+
+
+async def _soon(queue: asyncio.Queue[Any]) -> Any:
+    try:
+        return await asyncio.wait_for(queue.get(), WAIT)
+    except TimeoutError:
+        return None
+
+
+def rank_loop(config: dict[str, Any]) -> None:
+    """What every rank runs: tasks of the mailbox until it says "end"."""
+    from fabric.runtime.worker import perform, same_sources
+    from fabric.train.group import Group
+
+    mailbox, group = config["mailbox"], Group.here()
+    same_sources(config["source_hash"])
+
+    def report(row: Mapping[str, Any]) -> Directive:
+        answer: Directive = ray.get(mailbox.ask.remote(dict(row)))
+        return answer
+
+    if group.leads:
+        ray.get(mailbox.say.remote("up"))
+    while True:
+        task = group.told(ray.get(mailbox.take.remote()) if group.leads else None)
+        if task == "end":
+            return
+        if task is None:
+            continue
+        try:
+            perform(task, report, group)
+        except Exception as error:
+            ray.get(mailbox.say.remote("failed", f"rank {group.rank}: {type(error).__name__}: {error}"))
+            raise
+        if group.leads:
+            ray.get(mailbox.say.remote("done"))
+
+
+class WorkerGroup:
+    """A living group. Every method is called by the thread that runs the Tune function."""
+
+    def __init__(self, ranks: RanksConfig, cpus: int, gpus: float, source_hash: str) -> None:
+        self.shape = (ranks.workers, cpus, gpus)
+        self._mailbox = ray.remote(num_cpus=0, max_concurrency=8)(Mailbox).remote()
+        self._ended: str | None = None
+        config = {"mailbox": self._mailbox, "source_hash": source_hash}
+        self._thread = threading.Thread(target=self._fit, args=(ranks.workers, cpus, gpus, config), daemon=True)
+        self._thread.start()
+        self._hear("up")
+
+    def _fit(self, workers: int, cpus: int, gpus: float, config: dict[str, Any]) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        storage = tempfile.TemporaryDirectory(prefix="fabric-ranks-", ignore_cleanup_errors=True)
+        try:
+            TorchTrainer(
+                rank_loop,
+                train_loop_config=config,
+                torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+                scaling_config=ScalingConfig(
+                    num_workers=workers,
+                    use_gpu=bool(gpus),
+                    resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
+                ),
+                run_config=RunConfig(
+                    name="ranks", storage_path=storage.name, failure_config=FailureConfig(max_failures=0)
+                ),
+            ).fit()
+            self._ended = "it ended"
+        except BaseException as error:
+            self._ended = f"{type(error).__name__}: {error}"
+        finally:
+            storage.cleanup()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._ended is None and self._thread.is_alive()
+
+    def run(self, task: Mapping[str, Any], report: Report) -> None:
+        """Do a task on all ranks. Raises what `report` raises, after the ranks have stopped; RuntimeError for an error
+        of a rank's, GroupLostError when one died: then the group has ended.
+        """
+        ray.get(self._mailbox.give.remote(dict(task)))
+        while True:
+            kind, what = self._hear("row", "done")
+            if kind == "done":
+                return
+            try:
+                answer = report(what)
+            except BaseException as error:
+                reason = {"kind": "interrupted", "by": type(error).__name__}
+                ray.get(self._mailbox.answer.remote(Stop(reason)))
+                self._hear("done")
+                raise
+            ray.get(self._mailbox.answer.remote(answer))
+
+    def _hear(self, *kinds: str) -> tuple[str, Any]:
+        while True:
+            event = ray.get(self._mailbox.hear.remote())
+            if event is None:
+                if not self.is_alive:
+                    raise GroupLostError(f"the worker group was lost: {self._ended}")
+                continue
+            kind, what = event
+            if kind == "failed":
+                self.end()
+                raise RuntimeError(what)
+            assert kind in kinds, f"{kind}, not {kinds}"
+            return kind, what
+
+    def end(self) -> None:
+        """Let the ranks go; after a failure they are gone."""
+        with contextlib.suppress(Exception):
+            ray.get(self._mailbox.give.remote("end"), timeout=WAIT)
+        self._thread.join(2 * WAIT)
+        ray.kill(self._mailbox)
+
+
+_GROUP: WorkerGroup | None = None
+
+
+def perform_in_group(task: Mapping[str, Any], report: Report) -> None:
+    """Do a task in this actor's worker group, which is started, or started anew, if need be."""
+    global _GROUP
+    from fabric.planning.trial import TrialSpec
+
+    spec = TrialSpec.model_validate_json(task["spec"])
+    shape = (spec.ranks.workers, spec.threads, float(task["gpus"]))
+    if _GROUP is not None and (not _GROUP.is_alive or _GROUP.shape != shape):
+        _GROUP.end()
+        _GROUP = None
+    if _GROUP is None:
+        _GROUP = WorkerGroup(spec.ranks, spec.threads, float(task["gpus"]), task["source_hash"])
+    try:
+        _GROUP.run(task, report)
+    except GroupLostError:
+        _GROUP = None
+        raise
