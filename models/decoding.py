@@ -15,10 +15,15 @@ from kernels.decode import FIELDS, decode_token
 from models.cache import Cache, LayerState
 from models.decoder import CausalLM
 from models.ffns.swiglu import SwiGLU
+from models.linear import Linear, is_plain
 from models.mixers.gqa import GroupedAttention
 from models.norms import RMSNorm
 from models.residual import Block
+from models.rope import RotaryTable
 
+_KINDS = {
+    CausalLM, Block, GroupedAttention, SwiGLU, RMSNorm, Linear, RotaryTable, nn.Linear, nn.Embedding, nn.ModuleList,
+}  # fmt: skip
 _QK_NORMS = {"none": 0, "head": 1, "full": 2}
 
 
@@ -69,19 +74,13 @@ def _fits(model: CausalLM, cache: Cache) -> bool:
     parameters = [*model.parameters(), *(x for state in cache.layers for x in state.tensors)]
     if any(p.dtype != weight.dtype or p.device != weight.device or not p.is_contiguous() for p in parameters):
         return False
-    # What watches or changes single modules (hooks, compiled or replaced ones) is not passed by.
-    return all(map(_is_plain, model.modules())) and all(map(_is_common, model.layers))
+    return all(map(_is_common, model.modules()))
 
 
-def _is_plain(module: nn.Module) -> bool:
-    return not (module._forward_hooks or module._forward_pre_hooks or module._compiled_call_impl)
-
-
-def _is_common(layer: Any) -> bool:
-    if type(layer) is not Block or type(layer.mixer) is not GroupedAttention or type(layer.ffn) is not SwiGLU:
-        return False
-    norms = (layer.mixer_norm_in, layer.mixer_norm_out, layer.ffn_norm_in, layer.ffn_norm_out)
-    return layer.mixer.q.bias is None and all(n is None or type(n) is RMSNorm for n in norms)
+def _is_common(module: nn.Module) -> bool:
+    """Whether a module computes what the kernel does, and nothing watches or has replaced it."""
+    is_biased = isinstance(module, nn.Linear) and module.bias is not None
+    return type(module) in _KINDS and is_plain(module, type(module)) and not is_biased
 
 
 def _fields(layer: Block, state: LayerState, rope: Any) -> dict[str, int]:

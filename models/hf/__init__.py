@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 from models.config import ModelConfig
 from models.decoder import CausalLM, uninitialised
 from models.hf import weights as _weights
+from models.hf.bert import BERT_CLASSES, bert_from_hf, bert_to_hf
 from models.hf.families import FAMILIES, Family
 from models.hf.fitting import family_of, why_none_fits
 from models.hf.native import FabricForCausalLM
 from models.hf.reading import convert_config, family_in
 from models.hf.writing import settings_of
-from models.hf_bert import BERT_CLASSES, bert_from_hf, bert_to_hf
 
 __all__ = [
     "FAMILIES",

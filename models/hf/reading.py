@@ -11,7 +11,7 @@ from models.hf.families import FAMILIES, FULL, SLIDING, Family, Settings, rotati
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # Settings which ours has at one value only.
-_WANTED = {"hidden_act": "silu", "mlp_bias": False, "attention_dropout": 0.0}
+_WANTED = {"hidden_act": "silu", "mlp_bias": False, "attention_dropout": 0.0, "is_causal": True}
 # Settings of tokenizers, of other tasks, of how a model is run, or that published files carry for another class:
 # none of them changes a logit. (Qwen's `max_window_layers` is among its defaults.)
 _INDIFFERENT = {
@@ -48,7 +48,8 @@ def family_in(hf: Settings) -> Family:
             f"model_type {hf.get('model_type')!r} with architectures {list(classes)} cannot be converted; "
             f"these can: {known}"
         )
-    return replace(family, is_interleaved=family.is_interleaved and bool(hf.get("rope_interleave", True)))
+    is_asked = "rope_interleave" not in family.defaults or bool(hf.get("rope_interleave", True))
+    return replace(family, is_interleaved=family.is_interleaved and is_asked)
 
 
 def convert_config(hf: Settings) -> ModelConfig:
@@ -90,7 +91,11 @@ def convert_config(hf: Settings) -> ModelConfig:
 
 
 def _unknown(settings: Settings, family: Family) -> Iterator[str]:
-    wanted = _WANTED if family.bias else {**_WANTED, "attention_bias": False}
+    wanted = dict(_WANTED)
+    if not family.bias:
+        wanted["attention_bias"] = False
+    if family.is_interleaved and "rope_interleave" not in family.defaults:
+        wanted["rope_interleave"] = True  # the class does not know the setting
     known = {*_SIZES, *_INDIFFERENT, *_ROPE, *family.defaults}
     if family.is_latent:
         known |= _OF_EXPERTS

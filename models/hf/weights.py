@@ -57,6 +57,8 @@ def import_weights(config: ModelConfig, family: Family, weights: Mapping[str, Te
                 f"these are not the weights of a {family.model_class} of this config: they {what} "
                 f"{', '.join(names[:4])}{more}"
             )
+    if config.tie_embeddings:
+        check_tied(weights, "model.embed_tokens.weight", "lm_head.weight")
     found: dict[str, Tensor] = {}
     for slot in slots:
         tensor = weights[slot.theirs]
@@ -64,6 +66,16 @@ def import_weights(config: ModelConfig, family: Family, weights: Mapping[str, Te
             tensor = tensor[slot.rows.to(tensor.device)]
         found.update(zip(slot.ours, tensor.chunk(len(slot.ours)), strict=True))
     return found
+
+
+def check_tied(weights: Mapping[str, Tensor], embedding: str, output: str) -> None:
+    """Raise ValueError where a model that says its output matrix is the embedding holds another one beside it."""
+    first, second = weights[embedding], weights.get(output, weights[embedding])
+    if first.data_ptr() != second.data_ptr() and not torch.equal(first, second):
+        raise ValueError(
+            f"tie_word_embeddings is true, but {output} is not {embedding}: set tie_word_embeddings to false to keep "
+            f"both, or remove {output}"
+        )
 
 
 def export_weights(config: ModelConfig, family: Family, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

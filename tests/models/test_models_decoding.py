@@ -3,6 +3,7 @@
 import pytest
 import torch
 from models_cases import PLACEMENTS, QK_NORMS, VARIANTS, config_of, ids_of
+from torch import nn
 
 from kernels import native
 from models import build, generate
@@ -118,3 +119,55 @@ def test_what_is_left_to_the_modules():
         assert TokenStep.of(strange, strange.new_cache(1, 8)) is None
     gelu = build(config_of(VARIANTS["mha"], ffn={"kind": "gelu", "d_ff": 16}))
     assert TokenStep.of(gelu, gelu.new_cache(1, 8)) is None
+
+
+class Adapted(nn.Module):
+    """A layer with something added, as adapters do it: its `weight` is still the layer's own."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.added = base, nn.Linear(base.in_features, base.out_features, bias=False)
+
+    weight = property(lambda self: self.base.weight)
+    bias = property(lambda self: self.base.bias)
+
+    def forward(self, x):
+        return self.base(x) + self.added(x)
+
+
+def _adapted(layer, name):
+    setattr(layer, name, Adapted(getattr(layer, name)))
+
+
+def _parametrised(layer, name):
+    nn.utils.parametrizations.weight_norm(getattr(layer, name)).parametrizations.weight.original0.data.mul_(2)
+
+
+def _biased(layer, name):
+    linear = getattr(layer, name)
+    linear.bias = nn.Parameter(torch.linspace(-1, 1, linear.out_features))
+
+
+def _replaced(layer, name):
+    linear = getattr(layer, name)
+    linear.forward = lambda x: 2 * nn.Linear.forward(linear, x)
+
+
+def _watched(layer, name):
+    getattr(layer, name).register_forward_hook(lambda module, args, out: 2 * out)
+
+
+@pytest.mark.parametrize("change", [_adapted, _parametrised, _biased, _replaced, _watched])
+@pytest.mark.parametrize("name", [*"qkvo", "gate", "up", "down"])
+@torch.no_grad()
+def test_changed_layers_are_called(name, change):
+    model = model_of("gqa")
+    ids = ids_of(1, 5)
+    before = model(ids).logits
+    layer = model.layers[0]
+    change(layer.mixer if name in "qkvo" else layer.ffn, name)
+    assert (model(ids).logits - before).abs().max() > 1e-3
+    written = generate(model, ids, 4, temperature=0)
+    for _ in range(4):
+        ids = torch.cat((ids, model(ids).logits[:, -1:].argmax(-1)), 1)
+    assert torch.equal(written, ids)

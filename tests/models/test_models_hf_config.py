@@ -201,6 +201,8 @@ def test_patterns_are_reduced_to_their_shortest_period():
         ("smollm-tiny", {"rope_parameters": {"rope_type": "linear", "factr": 2.0}}, "factr"),
         ("smollm-tiny", {"rope_parameters": [1]}, "only a mapping"),
         ("deepseek-v3-tiny", {"attention_bias": True}, "attention_bias=True .only False."),
+        ("qwen3-tiny", {"is_causal": False}, "is_causal=False .only True."),
+        ("glm4-tiny", {"rope_interleave": False}, "rope_interleave=False .only True."),
         ("mistral-tiny", {"attention_bias": True}, "attention_bias=True .only False."),
         ("qwen3-tiny", {"layer_types": ["chunked_attention"] * 4}, "chunked_attention"),
         ("qwen3-tiny", {"layer_types": ["sliding_attention"] * 4}, "beside use_sliding_window false"),

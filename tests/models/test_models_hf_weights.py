@@ -7,7 +7,7 @@ import torch
 from hf_cases import CASES, config_of_case, random_model
 from safetensors.torch import load_file
 
-from models import build, preset, to_hf
+from models import build, from_hf, preset, to_hf
 from models.decoder import uninitialised
 from models.hf import convert_config, convert_weights, export_weights, family_in, family_of
 from models.hf.weights import head_order
@@ -45,6 +45,25 @@ def test_tensors_missing_or_left_over_are_named():
         convert_weights(config, {**weights, **extra})
     harmless = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}
     assert convert_weights(config, {**weights, **harmless}).keys() == build(config).state_dict().keys()
+
+
+def test_an_output_matrix_of_its_own_is_not_thrown_away():
+    config = preset("smollm-tiny")
+    assert config.tie_embeddings
+    weights = export_weights(config, build(config).state_dict())
+    copied = {**weights, "lm_head.weight": weights["lm_head.weight"].clone()}
+    assert convert_weights(config, copied).keys() == build(config).state_dict().keys()
+    other = {**weights, "lm_head.weight": weights["lm_head.weight"] + 1}
+    with pytest.raises(
+        ValueError, match=r"lm_head.weight is not model.embed_tokens.weight: set tie_word_emb"
+    ):
+        convert_weights(config, other)
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    bert = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=32, **sizes))
+    bert.cls.predictions.decoder.weight = torch.nn.Parameter(torch.zeros(32, 16))
+    with pytest.raises(ValueError, match=r"decoder.weight is not bert.embeddings.word_embeddings.weight"):
+        from_hf(bert)
 
 
 @torch.no_grad()

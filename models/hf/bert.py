@@ -15,6 +15,7 @@ from models.config import ModelConfig
 from models.decoder import uninitialised
 from models.encoder import Encoder
 from models.heads import MaskedLM, SequenceClassifier, add_pooler
+from models.hf.weights import check_tied
 
 BERT_CLASSES = ("BertModel", "BertForMaskedLM", "BertForSequenceClassification")
 _EMBEDDING_NAMES = {
@@ -57,6 +58,7 @@ def bert_from_hf(hf_model: Any) -> Encoder | MaskedLM | SequenceClassifier:
         add_pooler(encoder)
     model: Encoder | MaskedLM | SequenceClassifier = encoder
     if name == "BertForMaskedLM":
+        check_tied(source, "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight")
         model = MaskedLM(encoder)
     elif name == "BertForSequenceClassification":
         problem: Literal["classification", "regression"] = (
