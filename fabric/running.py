@@ -1,10 +1,10 @@
-"""`fabric.run`: one arm, one seed, in this process, without Ray."""
+"""`fabric.run`: one arm, one seed, in this process (or in torchrun's), without Ray."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fabric.data import data_key, prepare
 from fabric.job.content import naming_corpus
@@ -13,12 +13,15 @@ from fabric.job.load import Job, load_job
 from fabric.job.units import human_count
 from fabric.planning.expand import Arm, arms_of_phase, arms_of_search, nuisance_points
 from fabric.planning.match import matched_configuration
-from fabric.planning.trial import TrialSpec
+from fabric.planning.trial import RanksConfig, TrialSpec
 from fabric.runtime.signals import interruptible
 from fabric.store import Store
 from fabric.sweeping import JobSource, cache_root, out_root
 from fabric.train.directive import Continue, Directive
 from models.parts import nearest
+
+if TYPE_CHECKING:
+    from fabric.train.group import Group
 
 
 def run(
@@ -30,8 +33,12 @@ def run(
     overrides: Iterable[str] = (),
     out: str | Path = "runs",
     on_row: Callable[[Mapping[str, Any]], None] = lambda row: None,
+    group: Group | None = None,
 ) -> dict[str, Any]:
     """Train one arm of a job with one seed, inline, and return its final metrics with its `id` and `state`.
+
+    Every rank of a `group` calls it alike: then the job's engine keeps them together. Without, it is one process,
+    whatever `resources` says: the numbers are the same (5e-6).
 
     `arm` is an arm's name (of any phase, on the job's base); None is the base itself. The record goes to the same
     store as a sweep's, so a later sweep takes the trial over. Raises JobError for an unknown arm, and
@@ -40,12 +47,23 @@ def run(
     with interruptible():
         loaded = load_job(job, scale, overrides, cache_root(out))
         with naming_corpus(loaded):
-            return _run(loaded, arm, seed, out, on_row)
+            return _run(loaded, arm, seed, out, on_row, group)
 
 
 def _run(
-    loaded: Job, arm: str | None, seed: int, out: str | Path, on_row: Callable[[Mapping[str, Any]], None]
+    loaded: Job,
+    arm: str | None,
+    seed: int,
+    out: str | Path,
+    on_row: Callable[[Mapping[str, Any]], None],
+    group: Group | None,
 ) -> dict[str, Any]:
+    from fabric.train.group import ALONE
+
+    ranks = RanksConfig()
+    if group is not None:
+        ranks = loaded.config.resources.ranks.model_copy(update={"workers": group.world})
+    group = group or ALONE
     if not 0 <= seed < 2**63:
         raise JobError([f"seed {seed}: allowed are 0 to 2**63 - 1"])
     chosen = loaded.configure(_arm(loaded, arm).overrides)
@@ -60,10 +78,14 @@ def _run(
         weights=None if configuration.start is None else configuration.start.key,
         threads=loaded.threads,
         device=loaded.device,
+        ranks=ranks,
     )
-    cache = prepare(spec.data, cache_root(out))
     record = Store(out_root(loaded, out)).trial(spec.id)
-    record.write_spec(spec.model_dump(mode="json"))
+    if group.leads:
+        prepare(spec.data, cache_root(out))
+        record.write_spec(spec.model_dump(mode="json"))
+    group.told(None)  # the others find it all there
+    cache = prepare(spec.data, cache_root(out))
 
     from fabric.train.loop import run as train
     from fabric.train.start import weights_file
@@ -73,7 +95,7 @@ def _run(
         return Continue()
 
     weights = None if spec.weights is None else weights_file(cache_root(out), spec.weights)
-    outcome = train(spec, record, cache, report=report, weights=weights)
+    outcome = train(spec, record, cache, report=report, weights=weights, group=group)
     return {"id": spec.id, "state": outcome.state, "reason": outcome.reason, **(outcome.final or {})}
 
 

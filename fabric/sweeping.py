@@ -15,7 +15,7 @@ from fabric.job.load import Job, load_job
 from fabric.planning.machine import Concurrency, concurrency, cpu_count, gpu_count
 from fabric.planning.study import Action, Study, Task
 from fabric.planning.study import Machine as StudyMachine
-from fabric.planning.trial import TrialSpec
+from fabric.planning.trial import RanksConfig, TrialSpec
 from fabric.runtime.signals import interruptible
 from fabric.store import Store, StoreFullError, driver_lock, told_when_full
 
@@ -80,14 +80,16 @@ def sweep(
     watcher = progress or Silent()
     root = out_root(loaded, out)
     with interruptible(), driver_lock(root), told_when_full(root):
-        study = new_study(loaded, root, out, strict=strict_numerics)
+        study = new_study(loaded, root, out, strict=strict_numerics, alone=runner == "inline")
         if runner == "inline":
             return _inline(study, root, out, watcher)
         return _with_tune(study, root, out, address, watcher)
 
 
-def new_study(job: Job, root: Path, out: str | Path, *, strict: bool = False, dry: bool = False) -> Study:
-    """The planner of a job on its store."""
+def new_study(
+    job: Job, root: Path, out: str | Path, *, strict: bool = False, dry: bool = False, alone: bool = False
+) -> Study:
+    """The planner of a job on its store; `alone`: its trials are one process each, whatever `resources` says."""
     keys: dict[DataConfig, str] = {}
 
     def key(config: DataConfig) -> str:
@@ -96,7 +98,8 @@ def new_study(job: Job, root: Path, out: str | Path, *, strict: bool = False, dr
                 keys[config] = data_key(config, cache_root(out))
         return keys[config]
 
-    return Study(job, Store(root), key, StudyMachine(job.threads, job.device, job.config.resources.ranks), dry=dry, strict=strict)
+    ranks = RanksConfig() if alone else job.config.resources.ranks
+    return Study(job, Store(root), key, StudyMachine(job.threads, job.device, ranks), dry=dry, strict=strict)
 
 
 class Caches:

@@ -139,7 +139,9 @@ def checkpoint_seconds(folder: str, model: Mapping[str, Any], times: int) -> dic
     state: dict[str, Any] = {"loop": {}, "rng": {}, "scaler": None}
 
     def save(step: int) -> None:
-        save_checkpoint(attempt, step, unique_tensors(side.model), side.optimizer.state_dict(), state, keep_last=1)
+        save_checkpoint(
+            attempt, step, unique_tensors(side.model), side.optimizer.state_dict(), state, keep_last=1
+        )
 
     seconds = [timed(lambda step=step: save(step)) for step in range(1, times + 1)]  # type: ignore[misc]
     files = [path for path in Path(folder).rglob("*") if path.is_file()]

@@ -53,14 +53,15 @@ def evaluation_flops(spec: TrialSpec) -> float:
 
 
 def peak_memory_bytes(spec: TrialSpec) -> int:
-    """Predicted peak resident bytes of the process (or of CUDA's allocator) that trains this trial.
+    """Predicted peak resident bytes of the process (or of CUDA's allocator) that trains this trial, of each rank.
 
     What a process holds that has trained next to nothing, plus parameters, gradients, optimizer state (fp32 master
     weights), and the activations of one micro-batch.
     """
     train = spec.train
     state = n_params(spec.model) * (8 + train.optimizer.STATE_BYTES_PER_PARAM)
-    micro_batch = train.micro_batch_size or train.batch_size
+    share = train.batch_size // spec.ranks.workers
+    micro_batch = min(train.micro_batch_size or share, share)
     seq_len = spec.data.seq_len
     n_targets = train.objective.n_targets(seq_len)
     live = state + live_activation_bytes(spec.model, micro_batch, seq_len, train.precision, n_targets)

@@ -159,7 +159,9 @@ def _dry_study(job: Job, store: Store, out: str | Path, strict: bool) -> Study:
         absent.add(config.corpus.kind)
         return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
 
-    study = Study(job, store, key, Machine(job.threads, job.device, job.config.resources.ranks), dry=True, strict=strict)
+    study = Study(
+        job, store, key, Machine(job.threads, job.device, job.config.resources.ranks), dry=True, strict=strict
+    )
     if not study.trials:
         raise JobError(
             [f"{job.name}: no phase's condition holds and none of its arms fits: nothing would be trained"]

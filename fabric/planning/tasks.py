@@ -19,7 +19,7 @@ class Machine:
 
     threads: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
-    ranks: RanksConfig = RanksConfig()
+    ranks: RanksConfig = field(default_factory=RanksConfig)
 
 
 @dataclass

@@ -38,9 +38,13 @@ class RanksConfig(Config):
     @model_validator(mode="after")
     def _divided_by_deepspeed(self) -> RanksConfig:
         if self.engine == "torch" and (self.zero_stage or self.offload != "none"):
-            raise ValueError("zero_stage and offload are DeepSpeed's: set engine: deepspeed, or leave them out")
+            raise ValueError(
+                "zero_stage and offload are DeepSpeed's: set engine: deepspeed, or leave them out"
+            )
         if self.offload != "none" and not self.zero_stage:
-            raise ValueError("offload: cpu moves what ZeRO divides: set zero_stage to 1, 2 or 3, or leave it out")
+            raise ValueError(
+                "offload: cpu moves what ZeRO divides: set zero_stage to 1, 2 or 3, or leave it out"
+            )
         return self
 
     @property

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import tempfile
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ray
 
 from fabric.planning.trial import RanksConfig
-from fabric.train.directive import Continue, Directive, Report, Stop
+from fabric.train.directive import Directive, Report, Stop
 
 WAIT = 5.0  # seconds a rank 0, or the owner, waits at the mailbox before it looks around
 
@@ -99,10 +97,12 @@ class WorkerGroup:
 
     def __init__(self, ranks: RanksConfig, cpus: int, gpus: float, source_hash: str) -> None:
         self.shape = (ranks.workers, cpus, gpus)
-        self._mailbox = ray.remote(num_cpus=0, max_concurrency=8)(Mailbox).remote()
+        self._mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
         self._ended: str | None = None
         config = {"mailbox": self._mailbox, "source_hash": source_hash}
-        self._thread = threading.Thread(target=self._fit, args=(ranks.workers, cpus, gpus, config), daemon=True)
+        self._thread = threading.Thread(
+            target=self._fit, args=(ranks.workers, cpus, gpus, config), daemon=True
+        )
         self._thread.start()
         self._hear("up")
 

@@ -41,7 +41,7 @@ class Group:
             return value
         box: list[Any] = [value if self.leads else None]
         torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]  # type: ignore[no-any-return]
+        return box[0]
 
     def gathered(self, value: T) -> list[T]:
         """Every rank's value, by rank."""

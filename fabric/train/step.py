@@ -82,7 +82,9 @@ class Stepper:
         if self.group.world == 1:
             return loss
         # Rows of all ranks are of one size, so buckets are the same; buffers (rotary tables) never change.
-        return nn.parallel.DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return nn.parallel.DistributedDataParallel(
+            loss, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
     def gradients(self, ids_BT: Tensor, targets_BT: Tensor, micro_batch_size: int) -> Tensor:
         """Accumulate the gradients of the global batch's mean loss; returns that loss, an fp32 scalar (nats/token).
@@ -105,7 +107,7 @@ class Stepper:
         """Ranks exchange gradients with the last micro-batch alone."""
         if self.group.world == 1 or is_last:
             return contextlib.nullcontext()
-        return self._loss.no_sync()  # type: ignore[no-any-return]
+        return self._loss.no_sync()
 
     def _backward(self, nll: Tensor) -> None:
         if self.group.world > 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ def _deepspeed() -> Any:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It calls torch's collectives by names that torch has renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
@@ -122,7 +125,9 @@ class ZeroStepper(Stepper):
         if self.stage < 3 or self.engine is None:
             return super().weights()
         return {
-            name: self._sharded.get_full_hp_param(t).view(t.ds_shape) if hasattr(t, "ds_shape") else t.detach()
+            name: self._sharded.get_full_hp_param(t).view(t.ds_shape)
+            if hasattr(t, "ds_shape")
+            else t.detach()
             for name, t in unique_tensors(self.model).items()
         }
 
@@ -166,7 +171,11 @@ class ZeroStepper(Stepper):
 
     def _flat(self, place: int) -> Tensor:
         sharded = self._sharded
-        flats = sharded.fp32_partitioned_groups_flat if self.stage == 3 else sharded.single_partition_of_fp32_groups
+        flats = (
+            sharded.fp32_partitioned_groups_flat
+            if self.stage == 3
+            else sharded.single_partition_of_fp32_groups
+        )
         found: Tensor = flats[place]
         return found
 
@@ -216,7 +225,7 @@ def _shape(parameter: Any) -> torch.Size:
 
 
 def _overlap(parameter: Any) -> Iterator[tuple[slice, slice]]:
-    """Where this rank's partition holds a part of a parameter: its place in the flat parameter, and in the partition."""
+    """Where this rank's partition holds a part of a parameter: its place in the parameter, and in the partition."""
     if (mapping := parameter._hp_mapping) is not None:
         mine, theirs = mapping.lp_fragment_address, mapping.hp_fragment_address
         yield slice(mine.start, mine.start + mine.numel), slice(theirs.start, theirs.start + theirs.numel)

@@ -39,7 +39,9 @@ def rank_of_pair(rank: int, world: int, port: int, tasks: Any, answers: Any) -> 
     torch.distributed.destroy_process_group()
 
 
-def train(body: str, store: Path, cache: Path, until: int | None = None, group: Group | None = None) -> list[tuple]:
+def train(
+    body: str, store: Path, cache: Path, until: int | None = None, group: Group | None = None
+) -> list[tuple]:
     """Train a trial, to its end or to the report at step `until`; its rows as (step, loss, norm, hash, val_loss)."""
     from fabric.data import TokenCache
 
@@ -52,7 +54,8 @@ def train(body: str, store: Path, cache: Path, until: int | None = None, group: 
     where = {} if group is None else {"group": group}
     loop.run(trial, record, TokenCache.open(cache), report=report, **where)
     return [
-        (r["step"], r["train_loss"], r["grad_norm"], r["data_hash"], r.get("val_loss")) for r in record.metrics()
+        (r["step"], r["train_loss"], r["grad_norm"], r["data_hash"], r.get("val_loss"))
+        for r in record.metrics()
     ]
 
 
@@ -123,7 +126,9 @@ def alone(cached, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     return {
         precision: train(
-            trial_of(cached, workers=1, precision=precision).model_dump_json(), folder / precision, cached[1].path
+            trial_of(cached, workers=1, precision=precision).model_dump_json(),
+            folder / precision,
+            cached[1].path,
         )
         for precision in ("fp32", "bf16")
     }
@@ -133,7 +138,9 @@ def alone(cached, tmp_path_factory):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_ranks_train_as_one_process(pair, cached, alone, tmp_path, engine, precision):
     trial = trial_of(cached, engine, precision=precision)
-    agree(pair.train(trial, tmp_path, cached[1].path), alone[precision], 5e-6 if precision == "fp32" else 5e-3)
+    agree(
+        pair.train(trial, tmp_path, cached[1].path), alone[precision], 5e-6 if precision == "fp32" else 5e-3
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -1,0 +1,64 @@
+"""Trials of two ranks: one worker group for all of them, stopped in the middle of one, and killed in another."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+from drill_kit import GQA, SYNC_ASHA, job, rates
+from session_kit import tune_sweep
+
+import fabric
+from fabric.store import Store
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+RESOURCES = {"workers": 2, "engine": "deepspeed", "zero_stage": 2}
+
+
+def kill_once(store: Store, killed: list[int]) -> None:
+    """Wait for a trial that trains, and kill its rank 0."""
+    deadline = time.monotonic() + 240
+    while not killed and time.monotonic() < deadline:
+        for trial in store.trial_ids():
+            status = store.trial(trial).status()
+            if status and status.state == "running" and status.step > 0:
+                killed.append((store.trial(trial).provenance(status.attempt) or {})["pid"])
+                os.kill(killed[0], signal.SIGKILL)
+                return
+        time.sleep(0.05)
+
+
+def test_a_group_trains_trial_after_trial_through_stops_and_a_kill(ray_session, tmp_path):
+    arms = [{"name": "mha"}, {"name": "gqa", "set": GQA}]
+    search = {
+        "mode": "grid", "seeds": 1, "tuning_seeds": 1, "axes": [{"arms": arms}, rates(1e-5, 1e-2, 1e-3)],
+        "scheduler": SYNC_ASHA,
+    }  # fmt: skip
+    body = job(
+        tmp_path, steps=60, search=search, resources=RESOURCES, train={"checkpoint": {"every_steps": 5}}
+    )
+    root = tmp_path / "runs" / "drill"
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_once, args=(Store(root), killed), daemon=True)
+    killer.start()
+    study, _ = tune_sweep(body, tmp_path / "runs")
+    killer.join(1)
+    assert len(killed) == 1
+    records = [study.registry.record(t) for t in study.trials.values()]
+    pids = {(r.provenance(n) or {})["pid"] for r in records for n in r.attempt_numbers()}
+    assert len(pids) == 2, "one group before the kill, one after it"
+    ends = {t.id: t.end for t in study.trials.values()}
+    assert set(ends.values()) == {"finished", "stopped"}, ends
+    # The numbers are those of one process.
+    alone = fabric.sweep(body, out=tmp_path / "alone", runner="inline")
+    for trial in study.trials.values():
+        ours, theirs = (Store(r).trial(trial.id) for r in (root, alone.root))
+        assert losses(ours) == pytest.approx(losses(theirs), abs=5e-6), trial.arm
+
+
+def losses(record: Any) -> list[float]:
+    return [r[k] for r in record.metrics() for k in ("train_loss", "val_loss") if r.get(k) is not None]
