@@ -127,6 +127,30 @@ def plan(
 
 
 @app.command(rich_help_panel=STUDY)
+def submit(
+    job: JobArgument,
+    address: Annotated[str | None, typer.Option(help="The cluster's job server, http://HOST:8265.")] = None,
+    kuberay: Annotated[bool, typer.Option("--kuberay", help="Print a KubeRay RayJob instead.")] = False,
+    scale: Scale = None,
+    set_: Sets = None,
+    out: Annotated[str, typer.Option("--out", "-o", help="A folder all nodes share.")] = "/shared/runs",
+    wait: Annotated[bool, typer.Option("--wait", help="Until it has ended.")] = False,
+) -> None:
+    """Run a sweep on a cluster: by its job server, or as a Kubernetes manifest."""
+    if kuberay == (address is not None):
+        raise typer.BadParameter("give either --address http://HOST:8265 or --kuberay")
+    if kuberay:
+        from fabric.clusters import as_yaml, rayjob_manifests
+
+        typer.echo(as_yaml(*rayjob_manifests(job, scale=scale, overrides=set_ or (), out=out)), nl=False)
+        return
+    from fabric.runtime.submit import submit as send
+
+    assert address is not None
+    typer.echo(send(job, address, scale=scale, overrides=set_ or (), out=out, wait=wait))
+
+
+@app.command(rich_help_panel=STUDY)
 def run(
     job: JobArgument,
     arm: Annotated[str | None, typer.Option(help="An arm's name; the job's base without it.")] = None,

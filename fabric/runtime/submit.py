@@ -1,0 +1,55 @@
+"""`fabric submit`: a job file sent to a Ray cluster's job server; nothing but our packages and the file travels."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from fabric.job.load import load_job
+from fabric.runtime.connect import ENVIRONMENT, PACKAGES, package_folder
+
+
+def submit(
+    job: str | Path,
+    address: str,
+    *,
+    scale: str | None = None,
+    overrides: Iterable[str] = (),
+    out: str = "runs",
+    wait: bool = False,
+) -> str:
+    """Run `fabric sweep JOB` on the cluster whose dashboard is at `address` (http://…); the submission's id.
+
+    `out` is a folder that all of its nodes share. Raises JobError for a bad job before anything is sent,
+    ConnectionError where no job server answers; with `wait`, RuntimeError when the sweep fails there.
+    """
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    overrides = list(overrides)
+    load_job(job, scale, overrides)
+    client = JobSubmissionClient(address)
+    command = ["python", "-P", "-m", "fabric.cli", "sweep", "job.yaml", "--address", "auto", "--out", out]
+    command += ["--scale", scale] if scale else []
+    command += [part for override in overrides for part in ("--set", override)]
+    with tempfile.TemporaryDirectory(prefix="fabric-submit-") as folder:
+        shutil.copyfile(job, Path(folder, "job.yaml"))
+        submission: str = client.submit_job(
+            entrypoint=shlex.join(command),
+            runtime_env={
+                "working_dir": folder,
+                "py_modules": [str(package_folder(p)) for p in PACKAGES],
+                "env_vars": {
+                    k: v for k, v in ENVIRONMENT.items() if k.startswith(("TUNE_", "MALLOC_", "RAY_AIR"))
+                },
+            },
+        )
+    if wait:
+        while not (status := client.get_job_status(submission)).is_terminal():
+            time.sleep(1)
+        if status != JobStatus.SUCCEEDED:
+            raise RuntimeError(f"{submission} ended as {status}: {client.get_job_logs(submission)[-2000:]}")
+    return submission
