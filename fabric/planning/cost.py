@@ -60,7 +60,7 @@ def peak_memory_bytes(spec: TrialSpec) -> int:
     """
     train = spec.train
     state = n_params(spec.model) * (8 + train.optimizer.STATE_BYTES_PER_PARAM)
-    share = train.batch_size // spec.ranks.workers
+    share = train.batch_size // spec.ranks.most
     micro_batch = min(train.micro_batch_size or share, share)
     seq_len = spec.data.seq_len
     n_targets = train.objective.n_targets(seq_len)

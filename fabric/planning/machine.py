@@ -72,7 +72,7 @@ def concurrency(
     here = cpus is None
     cpus = cpus if cpus is not None else cpu_count()
     threads = 1 if resources.cpus_per_worker == "auto" else resources.cpus_per_worker
-    workers = resources.workers
+    workers = resources.most
     limits = {f"{cpus:g} CPUs at {threads * workers} a trial": int(cpus // (threads * workers))}
     if resources.gpus_per_worker:
         gpus = gpus if gpus is not None else gpu_count()

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -17,23 +17,44 @@ from models.config import ModelConfig
 from models.parts import Config, Part, divisors_in_words
 
 ID_SCHEMA = 1
+MOST_WORKERS = 4096
 # Fields of the evaluate section that do not change what is measured at the end (the test split has a key of its own).
 WHILE_TRAINING = ("every_tokens", "times", "val_tokens", "test_tokens")
 # Fields of the training section that do not change the numbers (micro-batching: to 5e-6, see the README).
 NOT_NUMBERS = ("micro_batch_size", "checkpoint", "log_every_steps", "compile")
 
 
+Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
+
+
 class RanksConfig(Config):
     """The processes that train one trial, and what keeps them together; none of it is part of a trial's identity.
 
+    `workers` [1, 2]: two, and one where the other is lost: the trial goes on from its checkpoint with those left.
     `zero_stage` (DeepSpeed, arXiv 1910.02054): what the ranks divide: 1 the optimizer's state, 2 gradients too, 3
     parameters too. `offload` "cpu": the optimizer's state lives in host memory.
     """
 
-    workers: int = Field(default=1, ge=1)
+    workers: Workers | tuple[Workers, Workers] = 1
     engine: Literal["torch", "deepspeed"] = "torch"
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "cpu"] = "none"
+
+    @property
+    def most(self) -> int:
+        """Workers a trial begins with."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def fewest(self) -> int:
+        """Workers it needs to go on."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @model_validator(mode="after")
+    def _in_order(self) -> RanksConfig:
+        if self.fewest > self.most:
+            raise ValueError(f"workers={list(self.workers)} must be [fewest, most]")  # type: ignore[arg-type]
+        return self
 
     @model_validator(mode="after")
     def _divided_by_deepspeed(self) -> RanksConfig:
@@ -50,7 +71,7 @@ class RanksConfig(Config):
     @property
     def is_alone(self) -> bool:
         """Whether a trial is one plain process."""
-        return self.workers == 1 and self.engine == "torch"
+        return self.most == 1 and self.engine == "torch"
 
 
 class TrialSpec(Config):
@@ -76,10 +97,11 @@ class TrialSpec(Config):
             raise ValueError(
                 "a trial's precision and compile are decided before it is planned; auto is for jobs"
             )
-        if self.train.batch_size % self.ranks.workers:
+        batch, most = self.train.batch_size, self.ranks.most
+        if batch % most:
             raise ValueError(
-                f"train.batch_size={self.train.batch_size} cannot be divided among {self.ranks.workers} workers; "
-                f"use {divisors_in_words(self.train.batch_size, self.ranks.workers)} workers, or a multiple as batch"
+                f"train.batch_size={batch} cannot be divided among {most} workers; "
+                f"use {divisors_in_words(batch, most)} workers, or a multiple of {most} sequences"
             )
         return self
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from fabric.planning.trial import RanksConfig
+from fabric.planning.trial import TrialSpec
 from fabric.train.directive import Directive, Report, Stop
 
 WAIT = 5.0  # seconds a rank 0, or the owner, waits at the mailbox before it looks around
@@ -95,14 +95,13 @@ def rank_loop(config: dict[str, Any]) -> None:
 class WorkerGroup:
     """A living group. Every method is called by the thread that runs the Tune function."""
 
-    def __init__(self, ranks: RanksConfig, cpus: int, gpus: float, source_hash: str) -> None:
-        self.shape = (ranks.workers, cpus, gpus)
+    def __init__(self, workers: int, cpus: int, gpus: float, source_hash: str) -> None:
+        self.shape = (workers, cpus, gpus)
         self._mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
         self._ended: str | None = None
+        self._has_died = False  # a rank, not of an error of its own
         config = {"mailbox": self._mailbox, "source_hash": source_hash}
-        self._thread = threading.Thread(
-            target=self._fit, args=(ranks.workers, cpus, gpus, config), daemon=True
-        )
+        self._thread = threading.Thread(target=self._fit, args=(workers, cpus, gpus, config), daemon=True)
         self._thread.start()
         self._hear("up")
 
@@ -127,6 +126,8 @@ class WorkerGroup:
             ).fit()
             self._ended = "it ended"
         except BaseException as error:
+            failures = getattr(error, "worker_failures", {}).values()
+            self._has_died = any(type(f).__name__.startswith("WorkerHealthCheck") for f in failures)
             self._ended = f"{type(error).__name__}: {error}"
         finally:
             storage.cleanup()
@@ -162,7 +163,10 @@ class WorkerGroup:
                 continue
             kind, what = event
             if kind == "failed":
+                self._thread.join(60)  # Ray Train hears what became of each rank
                 self.end()
+                if self._has_died:  # the others only saw their connections break
+                    raise GroupLostError(f"a rank of the worker group died; {what}")
                 raise RuntimeError(what)
             assert kind in kinds, f"{kind}, not {kinds}"
             return kind, what
@@ -171,7 +175,7 @@ class WorkerGroup:
         """Let the ranks go; after a failure they are gone."""
         with contextlib.suppress(Exception):
             ray.get(self._mailbox.give.remote("end"), timeout=WAIT)
-        self._thread.join(2 * WAIT)
+        self._thread.join(4 * WAIT)
         ray.kill(self._mailbox)
 
 
@@ -179,19 +183,33 @@ _GROUP: WorkerGroup | None = None
 
 
 def perform_in_group(task: Mapping[str, Any], report: Report) -> None:
-    """Do a task in this actor's worker group, which is started, or started anew, if need be."""
-    global _GROUP
-    from fabric.planning.trial import TrialSpec
+    """Do a task in this actor's worker group, which is started, or started anew, if need be.
 
+    Where a rank is lost, a trial that allows it goes on at once with fewer; the next trial begins with all again.
+    """
     spec = TrialSpec.model_validate_json(task["spec"])
-    shape = (spec.ranks.workers, spec.threads, float(task["gpus"]))
+    workers = spec.ranks.most
+    while True:
+        try:
+            _group((workers, spec.threads, float(task["gpus"])), task["source_hash"]).run(task, report)
+            return
+        except GroupLostError:
+            workers = next_fewer(workers, spec)
+            if not workers:
+                raise
+
+
+def next_fewer(workers: int, spec: TrialSpec) -> int:
+    """The largest number of workers below this one that the trial allows and its batch divides by; 0: none."""
+    smaller = range(workers - 1, spec.ranks.fewest - 1, -1)
+    return next((n for n in smaller if spec.train.batch_size % n == 0), 0)
+
+
+def _group(shape: tuple[int, int, float], source_hash: str) -> WorkerGroup:
+    global _GROUP
     if _GROUP is not None and (not _GROUP.is_alive or _GROUP.shape != shape):
         _GROUP.end()
         _GROUP = None
     if _GROUP is None:
-        _GROUP = WorkerGroup(spec.ranks, spec.threads, float(task["gpus"]), task["source_hash"])
-    try:
-        _GROUP.run(task, report)
-    except GroupLostError:
-        _GROUP = None
-        raise
+        _GROUP = WorkerGroup(*shape, source_hash)
+    return _GROUP

@@ -70,6 +70,7 @@ def run(
     newest = newest_checkpoint(record, group.told(record.checkpoints()))
     resumed = (newest[0].step, newest[0].attempt) if newest else (0, None)
     who = {**(provenance or {}), **process.provenance(trial), "evaluation": trial.evaluation_key}
+    who["ranks"] = {"world": group.world, "engine": trial.ranks.engine, "zero_stage": trial.ranks.zero_stage}
     if record.numerics not in (None, who["numerics"]["fingerprint"]):
         raise ValueError(
             f"this process computes under numerics {who['numerics']}, the sweep asked for fingerprint "

@@ -16,7 +16,7 @@ import fabric
 from fabric.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-RESOURCES = {"workers": 2, "engine": "deepspeed", "zero_stage": 2}
+RESOURCES = {"workers": [1, 2], "engine": "deepspeed", "zero_stage": 2}
 
 
 def kill_once(store: Store, killed: list[int]) -> None:
@@ -50,7 +50,10 @@ def test_a_group_trains_trial_after_trial_through_stops_and_a_kill(ray_session, 
     assert len(killed) == 1
     records = [study.registry.record(t) for t in study.trials.values()]
     pids = {(r.provenance(n) or {})["pid"] for r in records for n in r.attempt_numbers()}
-    assert len(pids) == 2, "one group before the kill, one after it"
+    assert len(pids) == 3, "two ranks before the kill, one to end that trial, and two again"
+    worlds = [(r.provenance(n) or {})["ranks"]["world"] for r in records for n in r.attempt_numbers()]
+    assert sorted(set(worlds)) == [1, 2]
+    assert worlds.count(1) == 1
     ends = {t.id: t.end for t in study.trials.values()}
     assert set(ends.values()) == {"finished", "stopped"}, ends
     # The numbers are those of one process.
