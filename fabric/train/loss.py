@@ -31,8 +31,10 @@ def sum_nll_in_chunks(
 ) -> Tensor:
     """Summed cross entropy of `hidden @ weight.T`, holding the logits of at most `n_rows` rows at a time.
 
-    Both gradients are computed in the forward pass, chunk by chunk, so that no chunk is computed twice.
+    Both gradients are computed in the forward pass, chunk by chunk, so that no chunk is computed twice; differentiable
+    once. Raises ValueError where the numbers of rows and targets differ.
     """
+    _check_counts(hidden_ND, targets_N)
     n_rows = rows_at_once(*weight_VD.shape) if n_rows is None else n_rows
     result: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, n_rows)
     return result
@@ -42,11 +44,19 @@ def nll_per_token(model: Any, input_ids_BT: Tensor, targets_BT: Tensor) -> Tenso
     """Negative log-likelihood of every target in nats, fp32 [B, T] (0 where the target is -100); no gradient."""
     with torch.no_grad():
         hidden_ND = model.hidden(input_ids_BT).flatten(0, 1)
+        _check_counts(hidden_ND, targets_BT)
         weight_VD = model.lm_head_weight
         size = rows_at_once(*weight_VD.shape)
         chunks = zip(hidden_ND.split(size), targets_BT.reshape(-1).split(size))
         parts = [cross_entropy_(F.linear(h_CD, weight_VD), t_C, gradient=False) for h_CD, t_C in chunks]
         return torch.cat(parts).reshape(targets_BT.shape)
+
+
+def _check_counts(hidden_ND: Tensor, targets: Tensor) -> None:
+    if hidden_ND.shape[0] != targets.numel():
+        raise ValueError(
+            f"{hidden_ND.shape[0]} tokens have {targets.numel()} targets (shape {tuple(targets.shape)}): give one each"
+        )
 
 
 def rows_at_once(vocab_size: int, width: int) -> int:
@@ -87,6 +97,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         (grad,) = grads
         d_hidden_ND, d_weight_VD = ctx.saved_tensors

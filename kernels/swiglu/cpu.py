@@ -9,10 +9,12 @@ from torch import Tensor
 
 from kernels import native
 
+TAKES = "gate and up of one shape and dtype, fp32 or bf16, in the CPU's memory"
+
 
 def takes(gate: Tensor, up: Tensor) -> bool:
     """Whether the kernels are there for such tensors."""
-    return gate.dtype == up.dtype and native.computes(gate, up)
+    return gate.dtype == up.dtype and gate.shape == up.shape and native.computes(gate, up)
 
 
 def _forward(gate: Tensor, up: Tensor) -> Tensor:
