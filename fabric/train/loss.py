@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cross_entropy import cross_entropy_
+from kernels.once import differentiable_once
 
 # Logits held at once (64 MiB in fp32), or the size of the output matrix where that is larger.
 WHOLE_LOGITS = 2**24
@@ -97,7 +98,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         (grad,) = grads
         d_hidden_ND, d_weight_VD = ctx.saved_tensors

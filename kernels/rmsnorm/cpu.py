@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels import native
+from kernels.once import differentiable_once
 
 TAKES = "x (…, D) in fp32 or bf16 and an fp32 weight (D), in the CPU's memory, to a result in fp32 or bf16"
 
@@ -43,7 +44,7 @@ class _RMSNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, weight_D, rstd = ctx.saved_tensors
         grad, dx = grad.contiguous(), torch.empty_like(x)

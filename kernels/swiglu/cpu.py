@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels import native
+from kernels.once import differentiable_once
 
 TAKES = "gate and up of one shape and dtype, fp32 or bf16, in the CPU's memory"
 
@@ -30,7 +31,7 @@ class _SwiGLU(torch.autograd.Function):
         return _forward(gate, up)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         grad, d_gate, d_up = grad.contiguous(), torch.empty_like(gate), torch.empty_like(up)

@@ -1,0 +1,44 @@
+"""Gradients that have no derivative of their own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Backward = Callable[..., Any]
+
+
+class _Refusal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for x in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(
+            "a kernel of fabric's is differentiable once: for derivatives of gradients use its backend='reference' "
+            "(of the training loss: F.cross_entropy)"
+        )
+
+
+def differentiable_once(backward: Backward) -> Backward:
+    """A Function's backward, for derivatives of whose results a RuntimeError is raised.
+
+    PyTorch's `once_differentiable` raises it only where the incoming gradient has a derivative. Results depend on what
+    was saved too: with a constant gradient a wrong second derivative would be returned in silence.
+    """
+
+    @functools.wraps(backward)
+    def wrapped(ctx: Any, *grads: Tensor) -> Any:
+        with torch.no_grad():
+            results = backward(ctx, *grads)
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return results
+        marked = iter(_Refusal.apply(*(x.detach().requires_grad_() for x in results if x is not None)))
+        return tuple(None if x is None else next(marked) for x in results)
+
+    return wrapped
