@@ -14,8 +14,9 @@ Backward = Callable[..., Any]
 
 class _Refusal(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(x.view_as(x) for x in tensors)
+    def forward(ctx: Any, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The first n, as functions of all."""
+        return tuple(x.view_as(x) for x in tensors[:n])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
@@ -38,7 +39,9 @@ def differentiable_once(backward: Backward) -> Backward:
             results = backward(ctx, *grads)
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return results
-        marked = iter(_Refusal.apply(*(x.detach().requires_grad_() for x in results if x is not None)))
+        given = [x.detach() for x in results if x is not None]
+        sources = [x for x in (*grads, *ctx.saved_tensors) if x is not None and x.requires_grad]
+        marked = iter(_Refusal.apply(len(given), *given, *sources))
         return tuple(None if x is None else next(marked) for x in results)
 
     return wrapped

@@ -1,6 +1,5 @@
 """The compiled CPU kernels against their definitions, forward and every gradient, and how they are built."""
 
-import ctypes.util
 import re
 import shutil
 import subprocess
@@ -116,7 +115,7 @@ def test_attention_compiles_into_a_graph_and_passes_torchs_own_checks():
 
 def test_attention_refuses_what_it_has_no_kernel_for():
     q = torch.randn(1, 1, 40, 8, dtype=torch.float64)
-    with pytest.raises(ValueError, match="no attention kernel of ours for torch.float64 on cpu"):
+    with pytest.raises(ValueError, match="attention's kernel for CPUs does not take q .* float64 on cpu"):
         attention(q, q, q, backend="cpu")
 
 
@@ -339,7 +338,7 @@ def as_a_folder(file):
         lambda file: file.write_bytes(b""),
         lambda file: file.write_bytes(b"garbage" * 5000),
         lambda file: file.write_bytes(b"x" + file.read_bytes()[1:]),
-        lambda file: shutil.copy(ctypes.util.find_library("m") or "/dev/null", file),
+        lambda file: shutil.copy(torch._C.__file__, file),
         as_a_folder,
     ],
     ids=["cut short", "empty", "garbage", "changed", "another's", "a folder"],
