@@ -97,7 +97,7 @@ def in_one_line(error: Exception) -> str:
         "Validation error for field"
     ):  # of transformers' configs: the second line says why
         return lines[-1].removeprefix("TypeError: ")
-    return f"{type(error).__name__} {lines[0]}" if isinstance(error, KeyError) else lines[0]
+    return f"{type(error).__name__} {lines[0]}" if isinstance(error, KeyError) else lines[0].rstrip(".")
 
 
 def _weight_files(folder: Path) -> list[Path]:
