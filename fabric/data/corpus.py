@@ -119,7 +119,7 @@ def at_home(path: Path) -> Path:
 
 def real_path(path: Path) -> Path:
     """The absolute path, its links followed. Raises ValueError for what is no path, and for links in a circle."""
-    shown = repr(str(path)) if len(str(path)) <= 60 else f"{str(path)[:57]!r}…"
+    shown = repr(str(path)) if len(str(path)) <= 200 else f"{str(path)[:197]!r}…"
     try:
         found = at_home(path).resolve()
         found.exists()

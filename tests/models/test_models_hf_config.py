@@ -217,7 +217,9 @@ def test_settings_that_ours_lacks_are_refused_by_name(name, changes, words):
 
 
 def test_values_of_another_type_are_named_at_once():
-    with pytest.raises(ValueError, match=r"damaged: .*head_dim=-4 .*at least 1.*; layer_types='x' .only a list."):
+    with pytest.raises(
+        ValueError, match=r"damaged: .*head_dim=-4 .*at least 1.*; layer_types='x' .only a list."
+    ):
         read("qwen3-tiny", head_dim=-4, layer_types="x")
     with pytest.raises(ValueError, match=r"rope_parameters=.*rope_theta.*only numbers"):
         read("smollm-tiny", rope_parameters={"rope_theta": "1e4"})

@@ -174,7 +174,9 @@ def test_what_it_cannot_do_is_said():
 
 def test_the_loss_of_a_part_of_a_batch_is_its_share_of_the_whole():
     model, ids = wrapped("gqa"), ids_of(2, 10)
-    torch.testing.assert_close(model(ids, labels=ids, num_items_in_batch=36).loss, model(ids, labels=ids).loss / 2)
+    torch.testing.assert_close(
+        model(ids, labels=ids, num_items_in_batch=36).loss, model(ids, labels=ids).loss / 2
+    )
 
 
 def test_names_written_beside_the_architecture_must_agree_with_it(tmp_path):
@@ -184,7 +186,9 @@ def test_names_written_beside_the_architecture_must_agree_with_it(tmp_path):
     file.write_text(json.dumps({**body, "hidden_size": 32, "vocab_size": 40}))
     assert FabricConfig.from_pretrained(tmp_path).hidden_size == 32
     file.write_text(json.dumps({**body, "hidden_size": 33}))
-    with pytest.raises(ValueError, match=r"hidden_size=33 is not what model has \(32\); leave hidden_size out"):
+    with pytest.raises(
+        ValueError, match=r"hidden_size=33 is not what model has \(32\); leave hidden_size out"
+    ):
         FabricConfig.from_pretrained(tmp_path)
 
 
