@@ -141,7 +141,7 @@ def _target_folder(out: str | Path) -> Path:
         raise ValueError(f"{taken} is a file: export writes a folder; give another --out, or remove the file")
     records = next((p for p in (folder, *folder.parents) if _holds_records(p)), None)
     if records is not None:
-        raise ValueError(f"{folder} lies in the records of {records}; give an --out beside them")
+        raise ValueError(f"{folder} lies in the records of {records}; give an --out outside of them")
     if folder == Path.cwd():
         raise ValueError(f"{folder} is the current folder; give --out a folder in it")
     if folder.exists() and any(folder.iterdir()) and not _is_export(folder):
