@@ -270,7 +270,9 @@ def generate(
 @app.command(rich_help_panel=MODEL)
 def export(
     target: TargetArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The Hugging Face folder to write.")],
+    out: Annotated[  # as text: an empty path would be the current folder
+        str, typer.Option("--out", "-o", help="The Hugging Face folder to write.", metavar="PATH")
+    ],
 ) -> None:
     """Write a trained model as a Hugging Face folder."""
     from fabric.exporting import export as write

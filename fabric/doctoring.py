@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fabric.data.corpus import real_path
 from fabric.job.units import human_bytes
 
 PACKAGES = ("torch", "ray", "pydantic", "tokenizers", "safetensors", "transformers", "datasets", "deepspeed",
@@ -56,13 +58,10 @@ def _packages() -> list[Finding]:
 def _machine(out: Path) -> list[Finding]:
     from fabric.planning.machine import cpu_count, free_memory, gpu_count
 
-    place = next(p for p in [out.resolve(), *out.resolve().parents] if p.exists())
-    disk = shutil.disk_usage(place).free
     found = [
         Finding("ok", f"{cpu_count()} CPUs, {human_bytes(free_memory())} of memory free"),
-        Finding("ok" if disk > DISK_WANTED else "note", f"{human_bytes(disk)} of disk free at {place}",
-                "" if disk > DISK_WANTED else "checkpoints may not fit; choose another --out"),
-    ]  # fmt: skip
+        _room_at(out),
+    ]
     if Path("/dev/shm").exists():
         shm = shutil.disk_usage("/dev/shm").free
         fix = "Ray will use slower /tmp; in a container give --shm-size=1g"
@@ -80,6 +79,20 @@ def _machine(out: Path) -> list[Finding]:
         Finding("ok", f"{n_gpus} CUDA devices") if n_gpus else Finding("note", "no GPU", "training on CPUs")
     )
     return found
+
+
+def _room_at(out: Path) -> Finding:
+    """Whether records can be written there, and for how long."""
+    folder = real_path(out)
+    place = next(p for p in [folder, *folder.parents] if p.exists())
+    if not place.is_dir():
+        return Finding("error", f"{place} is a file: no records can be written there", "choose another --out")
+    disk = shutil.disk_usage(place)
+    if disk.total == 0 or not os.access(place, os.W_OK):  # /proc and /sys have no size
+        return Finding("error", f"nothing can be written to {place}", "choose another --out")
+    fits = disk.free > DISK_WANTED
+    fix = "" if fits else "checkpoints may not fit; choose another --out"
+    return Finding("ok" if fits else "note", f"{human_bytes(disk.free)} of disk free at {place}", fix)
 
 
 def _own_kernels() -> Finding:

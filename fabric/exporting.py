@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fabric.data.corpus import real_path
+from fabric.data.disk import beside
 from fabric.trained import Trained, load_trained
+
+# Below it, logits over temperature leave fp32's range; long before, the text is the greedy one.
+LEAST_TEMPERATURE = 1e-6
+# What an export writes, beside the card by which it is known.
+EXPORTED = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|chat_template\.jinja|merges\.txt"
+    r"|tokenizer\.model|README\.md"
+)
+CARD_MARK = "- experiment-fabric"  # among the tags of its front matter
 
 
 def generate(
@@ -30,6 +47,10 @@ def generate(
 
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed {seed}: allowed are 0 to 2**63 - 1")
+    if 0 < temperature < LEAST_TEMPERATURE:
+        raise ValueError(
+            f"temperature={temperature}: allowed are 0 (greedy), and {LEAST_TEMPERATURE} or more"
+        )
     _check_text(prompt)
     trained = load_trained(target)
     ids = trained.prompt_ids(prompt)
@@ -77,16 +98,14 @@ def export(target: str | Path, out: str | Path) -> Path:
     """Write a trained model as a Hugging Face folder: config, weights, tokenizer, and a card with what is known of it.
 
     The class is transformers' own where it has the architecture, else ours (`import models.hf` loads it). An encoder is
-    written without the head it was trained with, which has no weights of its own. Returns the folder. Raises ValueError
-    for a target that is no trained model, an encoder that is no BERT, or when `out` is no folder.
+    written without the head it was trained with, which has no weights of its own. The folder appears whole or not at
+    all; an earlier export there is replaced. Returns the folder. Raises ValueError for a target that is no trained
+    model, an encoder that is no BERT, and an `out` that is no folder, holds anything else, or lies in a job's records.
     """
     from fabric.model_card import model_card
     from models.hf import to_transformers
 
-    folder = Path(out).expanduser()
-    taken = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
-    if taken is not None:
-        raise ValueError(f"{taken} is a file: export writes a folder; give another --out, or remove the file")
+    folder = _target_folder(out)
     trained = load_trained(target)
     is_causal = trained.model.config.causal
     converted: Any = to_transformers(trained.model if is_causal else trained.model.encoder)
@@ -97,16 +116,78 @@ def export(target: str | Path, out: str | Path) -> Path:
     if is_causal:
         # In the model's own config it would keep the token's embedding from being trained.
         converted.generation_config.pad_token_id = eos_id
-    folder.mkdir(parents=True, exist_ok=True)
-    converted.save_pretrained(folder)
-    if trained.hf_tokenizer is not None:
-        trained.hf_tokenizer.save_pretrained(folder)
-    else:
-        (folder / "tokenizer.json").write_text(trained.tokenizer.json, encoding="utf-8")
-        (folder / "tokenizer_config.json").write_text(json.dumps(_tokenizer_config(trained), indent=2))
-    card = model_card(trained, type(converted).__name__, converted.config.model_type)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    with _replacing(folder) as new:
+        converted.save_pretrained(new)
+        if trained.hf_tokenizer is not None:
+            trained.hf_tokenizer.save_pretrained(new)
+        else:
+            (new / "tokenizer.json").write_text(trained.tokenizer.json, encoding="utf-8")
+            (new / "tokenizer_config.json").write_text(json.dumps(_tokenizer_config(trained), indent=2))
+        card = model_card(trained, type(converted).__name__, converted.config.model_type)
+        (new / "README.md").write_text(card, encoding="utf-8")
     return folder
+
+
+def _target_folder(out: str | Path) -> Path:
+    """Where an export goes, absolute. Raises ValueError where it would mix with, or overwrite, what is there."""
+    if not str(out):
+        raise ValueError("--out is empty; name the folder to write")
+    given = Path(out).expanduser().absolute()
+    folder = real_path(given)
+    if given.is_symlink() and not folder.exists():
+        raise ValueError(f"{given} is a link to {folder}, which is not there; give another --out")
+    taken = next((p for p in (folder, *folder.parents) if p.exists() and not p.is_dir()), None)
+    if taken is not None:
+        raise ValueError(f"{taken} is a file: export writes a folder; give another --out, or remove the file")
+    records = next((p for p in (folder, *folder.parents) if _holds_records(p)), None)
+    if records is not None:
+        raise ValueError(f"{folder} lies in the records of {records}; give an --out outside of them")
+    if folder == Path.cwd():
+        raise ValueError(f"{folder} is the current folder; give --out a folder in it")
+    if folder.exists() and any(folder.iterdir()) and not _is_export(folder):
+        raise ValueError(
+            f"{folder} is not empty, and holds more than an earlier export; give another --out, or empty it"
+        )
+    return folder
+
+
+def _holds_records(folder: Path) -> bool:
+    """Whether a folder is a job's, a trial's, or that of the caches."""
+    job = (folder / "trials").is_dir() and (folder / "studies").is_dir()
+    return (
+        job or (folder / "trial.json").is_file() or (folder.name == ".cache" and (folder / "tokens").is_dir())
+    )
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether all of a folder was written by an earlier export."""
+    card = folder / "README.md"
+    if not card.is_file() or not all(p.is_file() and EXPORTED.fullmatch(p.name) for p in folder.iterdir()):
+        return False
+    front = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+    return len(front) == 3 and not front[0] and CARD_MARK in front[1].splitlines()
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder beside, which becomes this one at the block's end; on any error it goes, and the old one stays."""
+    new, old = beside(folder, "exporting"), beside(folder, "replaced")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new.mkdir()
+        yield new
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(new, folder)
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be written: {error.strerror or error}; give another --out, or make room"
+        ) from None
+    finally:
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _tokenizer_config(trained: Trained) -> dict[str, Any]:

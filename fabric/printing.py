@@ -69,6 +69,8 @@ def print_plan(plan: Plan) -> None:
             human_bytes(arm.state_bytes), human_bytes(arm.peak_memory_bytes), mismatch,
         )  # fmt: skip
     console.print(arms)
+    if plan.auto:
+        console.print(f"auto: {'; '.join(_became(name, arms) for name, arms in plan.auto.items())}")
     for start in plan.starts:
         console.print(f"start: {start}")
     for warning in plan.warnings:
@@ -83,6 +85,14 @@ def print_plan(plan: Plan) -> None:
         "unknown (no earlier runs of this size)" if plan.detectable is None else f"{plan.detectable:.4f} nats"
     )
     console.print(f"smallest difference this plan could detect: {detectable}")
+
+
+def _became(name: str, arms: dict[str, list[str]]) -> str:
+    """`precision bf16`, or `precision bf16 (main/a), fp32 (main/b)` where arms differ."""
+    if len(arms) == 1:
+        return f"{name} {next(iter(arms))}"
+    each = (f"{value} ({', '.join(names)})" for value, names in arms.items())
+    return f"{name} {', '.join(each)}"
 
 
 def print_results(found: Results, console: Console | None = None) -> None:

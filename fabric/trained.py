@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fabric.data.corpus import real_path
 from fabric.planning.trial import TrialSpec
 from fabric.store import FINISHED, Store, TrialRecord
 
@@ -57,26 +58,54 @@ def load_trained(target: str | Path) -> Trained:
     Of a trial it is the last weights; a token cache that is gone is built again. Raises ValueError when the trial or
     its checkpoint is missing, or its text too, and for a foreign model that ours cannot be.
     """
-    path = Path(target).expanduser().resolve()
+    path = real_path(Path(target))
     return _load_foreign(path) if is_foreign(path) else _load_trial(path)
 
 
 def _load_foreign(path: Path) -> Trained:
-    from fabric.data.tokenizer import tokenizer_from_json
-    from models.hf.files import read_pretrained, read_tokenizer
+    from models.hf.files import read_pretrained
 
     model = read_pretrained(path)
-    theirs = read_tokenizer(path)
-    tokenizer = tokenizer_from_json(
-        theirs.backend_tokenizer.to_str(), theirs.eos_token, f"{path}'s tokenizer"
-    )
+    tokenizer, theirs = _foreign_tokenizer(path)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"{path}'s tokenizer has {tokenizer.vocab_size} ids, its model {model.config.vocab_size}: they are not of "
+            "one model; put the tokenizer it was trained with there"
+        )
     return Trained(path, model.eval(), tokenizer, hf_tokenizer=theirs)
+
+
+def _foreign_tokenizer(source: Path | str) -> tuple[Tokenizer, Any]:
+    """The tokenizer of a model in the field's formats, as ours and as transformers'."""
+    from fabric.data.tokenizer import tokenizer_from_json
+    from models.hf.files import read_tokenizer
+
+    theirs = read_tokenizer(source)
+    text = theirs.backend_tokenizer.to_str()
+    return tokenizer_from_json(text, theirs.eos_token, f"{source}'s tokenizer"), theirs
+
+
+def own_tokenizer(source: Path | str) -> Tokenizer | None:
+    """The tokenizer of a trial, of a model in the field's formats, or of an id on the hub (text).
+
+    None where none lies there that can be read.
+    """
+    try:
+        if isinstance(source, Path) and not is_foreign(source):
+            store, record = find_trial(source)
+            spec = _spec_of(record)
+            return None if spec is None else _open_cache(store, spec).tokenizer()
+        if isinstance(source, Path) and source.is_dir() and not (source / "tokenizer.json").is_file():
+            return None
+        return _foreign_tokenizer(source)[0]
+    except ValueError:
+        return None
 
 
 def _load_trial(path: Path) -> Trained:
     store, record = find_trial(path)
     spec, model = _last_weights(record)
-    tokenizer = _token_cache(spec, store.root.parent / ".cache").tokenizer()
+    tokenizer = _token_cache(store, spec).tokenizer()
     return Trained(path, model.eval(), tokenizer, Trial(store, record, spec))
 
 
@@ -94,12 +123,16 @@ def load_trial_model(path: Path) -> CausalLM:
 def _last_weights(record: TrialRecord) -> tuple[TrialSpec, CausalLM]:
     from fabric.train.checkpoint import load_model, newest_checkpoint
 
-    body, found = record.spec(), newest_checkpoint(record)
-    if body is None or found is None:
+    spec, found = _spec_of(record), newest_checkpoint(record)
+    if spec is None or found is None:
         raise ValueError(f"trial {record.id} has no complete checkpoint; run its sweep again")
-    # Wherever it was trained, it is used here: on the CPU.
-    spec = TrialSpec.model_validate({**body, "device": "cpu"})
     return spec, load_model(spec, found[1])
+
+
+def _spec_of(record: TrialRecord) -> TrialSpec | None:
+    """What a trial was; wherever it was trained, it is used here: on the CPU."""
+    body = record.spec()
+    return None if body is None else TrialSpec.model_validate({**body, "device": "cpu"})
 
 
 def find_trial(target: str | Path) -> tuple[Store, TrialRecord]:
@@ -107,7 +140,7 @@ def find_trial(target: str | Path) -> tuple[Store, TrialRecord]:
 
     Raises ValueError when there is no finished trial there.
     """
-    path = Path(target).expanduser().resolve()
+    path = real_path(Path(target))
     if path.parent.name == "trials" and (path / "trial.json").exists():
         store = Store(path.parents[1])
         return store, store.trial(path.name)
@@ -126,17 +159,26 @@ def find_trial(target: str | Path) -> tuple[Store, TrialRecord]:
     return store, store.trial(min(losses)[1])
 
 
-def _token_cache(spec: TrialSpec, root: Path) -> TokenCache:
-    """The trial's token cache, which holds its tokenizer."""
-    from fabric.data import TokenCache, prepare
+def _cache_root(store: Store) -> Path:
+    return store.root.parent / ".cache"
 
-    path = root / "tokens" / spec.data_key
+
+def _open_cache(store: Store, spec: TrialSpec) -> TokenCache:
+    from fabric.data import TokenCache
+
+    return TokenCache.open(_cache_root(store) / "tokens" / spec.data_key, spec.data_key)
+
+
+def _token_cache(store: Store, spec: TrialSpec) -> TokenCache:
+    """The trial's token cache, which holds its tokenizer; one that is gone is built again."""
+    from fabric.data import prepare
+
     try:
-        return TokenCache.open(path, spec.data_key)
+        return _open_cache(store, spec)
     except ValueError as error:
         lost = str(error)
     try:
-        cache = prepare(spec.data, root)
+        cache = prepare(spec.data, _cache_root(store))
     except ValueError as error:
         raise ValueError(f"{lost}; it cannot be built again: {error}") from None
     if cache.key != spec.data_key:

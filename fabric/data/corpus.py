@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,12 +94,19 @@ def find_path(path: Path, base_dir: Path) -> Path:
     path = at_home(path)
     tried = [path] if path.is_absolute() else [base_dir / path, Path.cwd() / path]
     for candidate in tried:
-        if candidate.exists():
-            return candidate.resolve()
-    places = " nor ".join(str(p) for p in dict.fromkeys(tried))
+        if (found := real_path(candidate)).exists():
+            return found
+    places = list(dict.fromkeys(tried))
     raise ValueError(
-        f"{str(path)!r} does not exist: neither {places}" if len(tried) > 1 else f"{places} does not exist"
+        f"{str(path)!r} does not exist: {neither(places)}"
+        if len(places) > 1
+        else f"{places[0]} does not exist"
     )
+
+
+def neither(places: Sequence[Path]) -> str:
+    """Where a file was looked for: "neither A nor B", or "not A" for a single place."""
+    return f"neither {' nor '.join(map(str, places))}" if len(places) > 1 else f"not {places[0]}"
 
 
 def at_home(path: Path) -> Path:
@@ -108,3 +115,20 @@ def at_home(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         raise ValueError(f"{str(path)!r}: there is no such user's home folder; write the path out") from None
+
+
+def real_path(path: Path) -> Path:
+    """The absolute path, its links followed. Raises ValueError for what is no path, and for links in a circle."""
+    shown = repr(str(path)) if len(str(path)) <= 200 else f"{str(path)[:197]!r}…"
+    try:
+        found = at_home(path).resolve()
+        found.exists()
+    except RuntimeError:
+        raise ValueError(
+            f"{shown}: its links lead in a circle; give the file or folder that is meant"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"{shown} cannot be looked at: {error.strerror}; give another path") from None
+    except ValueError as error:  # a NUL, or nobody's home
+        raise ValueError(f"{shown} is no path: {error}") from None
+    return found

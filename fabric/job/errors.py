@@ -13,6 +13,14 @@ from fabric.job.document import Document, JobError, Path_
 from models.parts import nearest
 
 MISTAKES_SHOWN = 12
+# What pydantic's errors about a field's plain type want.
+_PLAIN = {
+    "bool_parsing": "true, false",
+    "bool_type": "true, false",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+}
 
 
 def validate(config_class: type[Any], document: Document, prefix: Path_ = ()) -> Any:
@@ -29,6 +37,7 @@ def validate(config_class: type[Any], document: Document, prefix: Path_ = ()) ->
         }
         # A misspelt key is one mistake, not an unknown key and a missing one.
         found = [(i, p, m) for i, p, m in found if not (i["type"] == "missing" and p in meant)]
+        found = _choices_joined(found)
         lines = list(dict.fromkeys(_line(item, path, model, document, prefix) for item, path, model in found))
         if len(lines) > MISTAKES_SHOWN:
             n_more = len(lines) - MISTAKES_SHOWN
@@ -51,6 +60,24 @@ def unknown_keys(config_class: type[Any], document: Document, prefix: Path_ = ()
 
 def _located(config_class: type[Any], document: Document, error: ValidationError) -> list[tuple[Any, ...]]:
     return [(item, *_walk(config_class, document.data, item["loc"])) for item in error.errors()]
+
+
+def _choices_joined(found: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """A value that is neither a number or truth value nor one of some words (`auto`) is one mistake, not two."""
+    wanted: dict[Path_, list[str]] = {}
+    for item, path, _ in found:
+        if item["type"] in _PLAIN:
+            wanted.setdefault(path, []).append(_PLAIN[item["type"]])
+    words = {path for item, path, _ in found if item["type"] == "literal_error"}
+    joined = []
+    for item, path, model in found:
+        if path in words and path in wanted:
+            if item["type"] != "literal_error":
+                continue
+            expected = [*wanted[path], item["ctx"]["expected"]]
+            item = {**item, "ctx": {"expected": ", ".join(dict.fromkeys(expected))}}
+        joined.append((item, path, model))
+    return joined
 
 
 def _truth_as_number(config: Any, data: Any, path: Path_) -> Iterator[Path_]:

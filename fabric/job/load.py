@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,13 +33,17 @@ class Override:
 
 @dataclass(frozen=True)
 class Configuration:
-    """One arm's complete settings, before a seed and a data key make trials of it; `start`: weights it begins with."""
+    """One arm's complete settings, before a seed and a data key make trials of it; `start`: weights it begins with.
+
+    `auto`: fields of `train` that the job left to the machine, decided by now.
+    """
 
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
     evaluate: EvaluateConfig
     start: Start | None = None
+    auto: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -93,11 +97,12 @@ class Job:
         evaluate = _measurable(evaluate, objective, base)
         _check_lengths(base, model.max_seq_len, data.seq_len, evaluate)
         train = section.train
-        if "auto" in (train.precision, train.compile):
+        auto = tuple(name for name in ("precision", "compile") if getattr(train, name) == "auto")
+        if auto:
             from fabric.planning.machine_speed import resolved
 
             train = resolved(train, model, data.seq_len, self.device, self.threads)
-        return Configuration(model, data, train, evaluate, start)
+        return Configuration(model, data, train, evaluate, start, auto)
 
     def _start(self, base: Document, folder: Path) -> Start | None:
         """The weights that `model.from` names."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import platform
 import time
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fabric.data.disk import write_atomic
 from kernels.folders import default_cache_root
@@ -51,8 +52,8 @@ def products(device: str, threads: int) -> Products:
     key = f"{platform.node()}-{where}-{torch.__version__}-{native.name()}".replace("/", "_")
     memo = default_cache_root() / "machine" / f"products-{key}.json"
     try:
-        return Products(**json.loads(memo.read_text()))
-    except (OSError, ValueError, TypeError):
+        return _as_written(json.loads(memo.read_text()))
+    except (OSError, ValueError, TypeError, KeyError):
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
@@ -63,6 +64,14 @@ def products(device: str, threads: int) -> Products:
     with contextlib.suppress(OSError):  # else it is measured again next time
         write_atomic(memo, json.dumps(found.__dict__).encode())
     return found
+
+
+def _as_written(body: Any) -> Products:
+    """What a memo says. Raises ValueError where it is no measurement (NaN would compare as slow)."""
+    fp32, bf16, own = body["fp32"], body["bf16"], body["own_kernels"]
+    if not all(isinstance(v, float) and 0 < v < math.inf for v in (fp32, bf16)) or not isinstance(own, bool):
+        raise ValueError(f"{body} is no measurement")
+    return Products(fp32, bf16, own)
 
 
 def _flops_per_second(dtype: object, device: str, n: int = 1024) -> float:

@@ -35,7 +35,7 @@ class Registry:
     ) -> None:
         self.job, self.store, self.machine, self.dry, self.strict = job, store, machine, dry, strict
         self.search = job.config.search
-        self._data_key = data_key
+        self.data_key = data_key
         self.trials: dict[str, Trial] = {}
         self.foreign: list[Trial] = []  # finished ones that were trained under other numerics
         self.unmeasured: list[Trial] = []  # finished ones whose final measurements were others
@@ -64,7 +64,7 @@ class Registry:
         return TrialSpec(
             model=configuration.model,
             data=configuration.data,
-            data_key=self._data_key(configuration.data),
+            data_key=self.data_key(configuration.data),
             train=configuration.train,
             evaluate=configuration.evaluate,
             seed=seed,

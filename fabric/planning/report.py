@@ -90,6 +90,8 @@ class Plan:
     arms: list[ArmCost]
     warnings: list[str]
     starts: list[str]
+    # precision and compile where the job says auto: what they became, and for which arms
+    auto: dict[str, dict[str, list[str]]]
     slots: int
     threads: int
     limit: str
@@ -132,6 +134,7 @@ def plan(
         arms=[_arm_cost(study, p, a) for p in study.phases for a in p.arms],
         warnings=[*_warnings(study), *excess],
         starts=_starts(study),
+        auto=_decided(study),
         slots=slots.slots,
         threads=slots.threads,
         limit=slots.limit,
@@ -301,6 +304,17 @@ def _starts(study: Study) -> list[str]:
         "the order of the data only"
         for start, names in arms.items()
     ]
+
+
+def _decided(study: Study) -> dict[str, dict[str, list[str]]]:
+    """For each field that is auto, its values as a job writes them, each with its arms."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for phase in study.phases:
+        for arm in phase.arms:
+            for name in arm.configuration.auto:
+                value = str(getattr(arm.configuration.train, name)).lower()
+                found.setdefault(name, {}).setdefault(value, []).append(f"{phase.name}/{arm.arm.name}")
+    return found
 
 
 def _detectable(study: Study, store: Store) -> float | None:

@@ -14,6 +14,7 @@ from fabric.evaluate.test import test_key
 from fabric.job.document import JobError
 from fabric.job.errors import explain
 from fabric.job.load import Configuration, Job
+from fabric.job.start import vocabulary_warning
 from fabric.planning.advice import advice
 from fabric.planning.checks import (
     check_effects,
@@ -111,14 +112,28 @@ class Study:
     @property
     def notes(self) -> list[str]:
         """What a user should know: the warnings, and finished trials that were trained under other numerics."""
+        warnings = [*self.warnings, *self._vocabulary_warnings()]
         if not (foreign := len(self.registry.foreign)):
-            return self.warnings
+            return warnings
         were = "trial was" if foreign == 1 else "trials were"
         return [
-            *self.warnings,
+            *warnings,
             f"{foreign} finished {were} trained under other numerics (versions, instructions or threads) than this "
             "machine's; --strict-numerics trains them again",
         ]
+
+    def _vocabulary_warnings(self) -> list[str]:
+        """Arms that start from weights of another tokenizer; looked at when asked, as some train theirs first."""
+        arms: dict[str, list[str]] = {}
+        for phase in self.phases:
+            for arm in phase.arms:
+                configured = arm.configuration
+                if configured.start is not None:
+                    key = self.registry.data_key(configured.data)
+                    warning = vocabulary_warning(configured.start, configured.data, key, self.job.cache)
+                    if warning is not None:
+                        arms.setdefault(warning, []).append(f"{phase.name}/{arm.arm.name}")
+        return [f"{', '.join(names)}: {warning}" for warning, names in arms.items()]
 
     @property
     def phase_names(self) -> list[str]:

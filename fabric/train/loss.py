@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cross_entropy import cross_entropy_
+from kernels.once import differentiable_once
 
 # Logits held at once (64 MiB in fp32), or the size of the output matrix where that is larger.
 WHOLE_LOGITS = 2**24
@@ -31,10 +32,14 @@ def sum_nll_in_chunks(
 ) -> Tensor:
     """Summed cross entropy of `hidden @ weight.T`, holding the logits of at most `n_rows` rows at a time.
 
-    Both gradients are computed in the forward pass, chunk by chunk, so that no chunk is computed twice.
+    Both gradients are computed in the forward pass, chunk by chunk, so that no chunk is computed twice; differentiable
+    once. Raises ValueError where the numbers of rows and targets differ.
     """
+    _check_counts(hidden_ND, targets_N)
     n_rows = rows_at_once(*weight_VD.shape) if n_rows is None else n_rows
-    result: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, n_rows)
+    result: Tensor = _LinearCrossEntropy.apply(
+        hidden_ND, weight_VD, targets_N, n_rows, hidden_ND[:0].clone(), weight_VD[:0].clone()
+    )
     return result
 
 
@@ -42,11 +47,19 @@ def nll_per_token(model: Any, input_ids_BT: Tensor, targets_BT: Tensor) -> Tenso
     """Negative log-likelihood of every target in nats, fp32 [B, T] (0 where the target is -100); no gradient."""
     with torch.no_grad():
         hidden_ND = model.hidden(input_ids_BT).flatten(0, 1)
+        _check_counts(hidden_ND, targets_BT)
         weight_VD = model.lm_head_weight
         size = rows_at_once(*weight_VD.shape)
         chunks = zip(hidden_ND.split(size), targets_BT.reshape(-1).split(size))
         parts = [cross_entropy_(F.linear(h_CD, weight_VD), t_C, gradient=False) for h_CD, t_C in chunks]
         return torch.cat(parts).reshape(targets_BT.shape)
+
+
+def _check_counts(hidden_ND: Tensor, targets: Tensor) -> None:
+    if hidden_ND.shape[0] != targets.numel():
+        raise ValueError(
+            f"{hidden_ND.shape[0]} tokens have {targets.numel()} targets (shape {tuple(targets.shape)}): give one each"
+        )
 
 
 def rows_at_once(vocab_size: int, width: int) -> int:
@@ -66,7 +79,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """sum_n [logsumexp(W h_n) - (W h_n)[t_n]]; its gradient in the logits is softmax - onehot."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, n_rows: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, n_rows: int, *sources: Tensor
+    ) -> Tensor:
         dtype = _compute_dtype(hidden_ND)
         ctx.dtypes = hidden_ND.dtype, weight_VD.dtype
         need_h, need_w = ctx.needs_input_grad[:2]
@@ -83,18 +98,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     torch.mm(d_CV, weight_VD, out=d_hidden_ND[start : start + n_rows])
                 if need_w:
                     d_weight_VD = _added(d_weight_VD, d_CV.T, h_CD)
-        ctx.save_for_backward(d_hidden_ND, d_weight_VD)
+        # Empty ones, which hold no memory: what gradients depend on, for a second derivative to be refused.
+        ctx.save_for_backward(d_hidden_ND, d_weight_VD, *sources)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    @differentiable_once
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        d_hidden_ND, d_weight_VD = ctx.saved_tensors
+        d_hidden_ND, d_weight_VD, *_ = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
         # The scale (1 / count, times fp16's loss scale) is applied in fp32: the sums stay in fp16's range.
         d_hidden = None if d_hidden_ND is None else (d_hidden_ND.float() * grad).to(hidden_dtype)
         d_weight = None if d_weight_VD is None else (d_weight_VD * grad).to(weight_dtype)
-        return d_hidden, d_weight, None, None
+        return d_hidden, d_weight, None, None, None, None
 
 
 def _added(sum_VD: Tensor | None, d_VC: Tensor, h_CD: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
 // sums and log-sum-exps of queries are vectors and need no reduction across lanes. Products are C += A B with A
 // row by row; in bf16 they run on the matrix unit (AMX), for which B holds pairs of rows interleaved.
 // One task is one (batch, key/value head) with all its query heads: results do not depend on the threads.
+#include <cfloat>
 #include <cstdlib>
 #include <vector>
 
@@ -18,7 +19,7 @@
 namespace {
 
 constexpr int N = 64;  // queries and keys of a block
-constexpr float LOWEST = -1e30f;
+constexpr float LOWEST = -FLT_MAX;  // not above any finite score; -infinity is what is hidden
 
 struct Sizes {
     int64_t B, H, G, T, S, K, V;

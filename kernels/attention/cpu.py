@@ -16,13 +16,23 @@ from kernels import native
 
 # Below, PyTorch's operator is as fast (blocks are 64 wide); wider heads have not been measured.
 FEWEST_QUERIES, WIDEST_HEAD = 32, 256
+WIDEST_WINDOW = 2**31 - 1  # distances are 32-bit integers in the kernels
 
 
-def takes(q_BHTK: Tensor, v_BGSV: Tensor) -> bool:
+def takes(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, key_mask_BS: Tensor | None) -> bool:
     """Whether these kernels are there for such tensors, and worth it."""
-    if q_BHTK.device.type != "cpu" or q_BHTK.shape[2] < FEWEST_QUERIES:
+    if q_BHTK.shape[2] < FEWEST_QUERIES or max(q_BHTK.shape[3], v_BGSV.shape[3]) > WIDEST_HEAD:
         return False
-    return max(q_BHTK.shape[3], v_BGSV.shape[3]) <= WIDEST_HEAD and q_BHTK.dtype in native.attention_dtypes()
+    return _computes(q_BHTK, k_BGSK, v_BGSV, key_mask_BS)
+
+
+def _computes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in native.attention_dtypes():
+        return False
+    tensors = (q, k, v) if mask is None else (q, k, v, mask)
+    if torch.compiler.is_compiling():  # its tensors are fake; what is compiled will run on real ones
+        return all(x.device.type == "cpu" for x in tensors)
+    return all(map(native.in_memory, tensors)) and not native.watched()
 
 
 def attention(
@@ -39,14 +49,13 @@ def attention(
 
     Raises ValueError where there are no kernels for the tensors.
     """
-    if q_BHTK.device.type != "cpu" or q_BHTK.dtype not in native.attention_dtypes():
-        raise ValueError(
-            f"no attention kernel of ours for {q_BHTK.dtype} on {q_BHTK.device}: it takes fp32 on CPUs with AVX-512 "
-            "and a C++ compiler, and bf16 where there is a matrix unit (AMX); use backend='sdpa'"
-        )
+    if not _computes(q_BHTK, k_BGSK, v_BGSV, key_mask_BS):
+        takes = "one dtype in the CPU's memory: fp32 with AVX-512, bf16 with a matrix unit (AMX)"
+        raise native.refusal("attention", takes, q=q_BHTK, k=k_BGSK, v=v_BGSV)
     scale = q_BHTK.shape[-1] ** -0.5 if scale is None else scale
     mask = None if key_mask_BS is None else key_mask_BS.bool()
-    out: Tensor = _forward(q_BHTK, k_BGSK, v_BGSV, mask, causal, window or 0, scale)[0]
+    window = 0 if window is None else min(window, WIDEST_WINDOW)
+    out: Tensor = _forward(q_BHTK, k_BGSK, v_BGSV, mask, causal, window, scale)[0]
     return out
 
 
@@ -112,6 +121,16 @@ def _gradients(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[
 
 
 _forward.register_autograd(_gradients, setup_context=_setup)
+
+
+def _second_derivative(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
+    raise RuntimeError(
+        "attention's kernels for CPUs are differentiable once; for derivatives of gradients use backend='sdpa' inside "
+        "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), or backend='reference'"
+    )
+
+
+_backward.register_autograd(_second_derivative)
 
 
 def _like(x: Tensor) -> Tensor:

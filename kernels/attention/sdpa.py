@@ -99,6 +99,6 @@ def attention(
         k_BGSK, v_BGSV = (x.repeat_interleave(H // G, dim=1) for x in (k_BGSK, v_BGSV))
         G = H
     out_BHTV = F.scaled_dot_product_attention(
-        q_BHTK, k_BGSK, v_BGSV, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=G != H
+        q_BHTK, k_BGSK, v_BGSV, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=bool(G != H)
     )
     return out_BHTV[..., :V] if V < K else out_BHTV

@@ -47,7 +47,8 @@ void rows(int64_t n_rows, int64_t n, E* logits, const int64_t* targets, int64_t 
                 continue;
             }
             const float most = largest(row, n), total = exponentials(row, n, most, e.data());
-            nll[r] = most + logf(total) - wide(row[targets[r]]);
+            // In this order: most + logf(total) would round away the logarithm of large logits.
+            nll[r] = logf(total) - (wide(row[targets[r]]) - most);
             if (!gradient) continue;
             const float inverse = 1.0f / total;
             e[targets[r]] -= total;

@@ -30,6 +30,7 @@ def decode_token(
 
     `layers_LF`: int64, a row of `FIELDS` a layer; all tensors contiguous and of one dtype, fp32 or bf16.
     """
+    assert layers_LF.is_cpu  # a default device of the user's would be another
     V, D = head_ND.shape
     sizes = (ctypes.c_int64 * 4)(D, layers_LF.shape[0], position, V)
     logits_N = embedded_D.new_empty(V)

@@ -12,11 +12,23 @@ from kernels import native
 MOST_ROWS = 8
 
 
+TAKES = (
+    f"x (…, K) of 1 to {MOST_ROWS} rows and contiguous weights (N, K) of its dtype, fp32 or bf16, in the CPU's memory, "
+    "without gradients"
+)
+
+
 def takes(x: Tensor, weights: tuple[Tensor, ...]) -> bool:
     """Whether the kernel is there for such tensors."""
-    if x.numel() > MOST_ROWS * x.shape[-1] or any(w.dtype != x.dtype for w in weights):
+    K = x.shape[-1] if x.ndim else 0
+    if not 0 < x.numel() <= MOST_ROWS * K:
         return False
-    return native.computes(x, *weights) and all(w.is_contiguous() for w in weights)
+    for w in weights:
+        if w.dtype != x.dtype or w.ndim != 2 or w.shape[1] != K or not w.is_contiguous():
+            return False
+    if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in weights)):
+        return False
+    return native.computes(x, *weights)
 
 
 def linears(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:

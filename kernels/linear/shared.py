@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.once import differentiable_once
+
 
 class _Linears(torch.autograd.Function):
     @staticmethod
@@ -15,7 +17,7 @@ class _Linears(torch.autograd.Function):
         return tuple(x_ND @ w.T for w in weights)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, *weights = ctx.saved_tensors
         dx_ND: Tensor | None = None

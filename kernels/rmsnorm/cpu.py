@@ -11,11 +11,16 @@ import torch
 from torch import Tensor
 
 from kernels import native
+from kernels.once import differentiable_once
+
+TAKES = "x (…, D) in fp32 or bf16 and an fp32 weight (D), in the CPU's memory, to a result in fp32 or bf16"
 
 
 def takes(x: Tensor, weight_D: Tensor, dtype: torch.dtype) -> bool:
     """Whether the kernels are there for such tensors."""
-    return dtype in native.DTYPES and weight_D.dtype == torch.float32 and native.computes(x, weight_D)
+    if dtype not in native.DTYPES or weight_D.dtype != torch.float32 or weight_D.shape != x.shape[-1:]:
+        return False
+    return x.ndim > 0 and native.computes(x, weight_D)
 
 
 def _kinds(x: Tensor, y: Tensor) -> int:
@@ -25,7 +30,8 @@ def _kinds(x: Tensor, y: Tensor) -> int:
 def _forward(x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """y in `dtype`, and 1/rms of every row."""
     width = x.shape[-1]
-    y, rstd = torch.empty(x.shape, dtype=dtype), torch.empty(x.shape[:-1])
+    # Made from x: defaults of dtype and device are the user's.
+    y, rstd = x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape[:-1], dtype=torch.float32)
     native.call("rms_norm_forward", _kinds(x, y), rstd.numel(), width, x, weight_D, eps, y, rstd)
     return y, rstd
 
@@ -38,11 +44,11 @@ class _RMSNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, weight_D, rstd = ctx.saved_tensors
         grad, dx = grad.contiguous(), torch.empty_like(x)
-        sums_ND = torch.empty(torch.get_num_threads(), x.shape[-1])
+        sums_ND = weight_D.new_empty(torch.get_num_threads(), x.shape[-1])
         native.call(
             "rms_norm_backward",
             _kinds(x, grad),

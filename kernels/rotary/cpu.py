@@ -10,17 +10,30 @@ from torch import Tensor
 
 from kernels import native
 
+TAKES = (
+    "x (B, T, H, R) in fp32 or bf16 with an even R, and fp32 tables (T, 1, R) or (B, T, 1, R) without gradients, in "
+    "the CPU's memory"
+)
 
-def takes(x_BTHR: Tensor, cos: Tensor) -> bool:
+
+def takes(x_BTHR: Tensor, cos: Tensor, signed_sin: Tensor) -> bool:
     """Whether the kernel is there for such tensors."""
-    return cos.dtype == torch.float32 and native.computes(x_BTHR, cos)
+    if x_BTHR.ndim != 4 or not cos.dtype == signed_sin.dtype == torch.float32:
+        return False
+    B, T, _, R = x_BTHR.shape
+    wanted = (T, 1, R) if cos.ndim == 3 else (B, T, 1, R)
+    if R % 2 or not cos.shape == signed_sin.shape == wanted:
+        return False
+    if (cos.requires_grad or signed_sin.requires_grad) and torch.is_grad_enabled():
+        return False
+    return native.computes(x_BTHR, cos, signed_sin)
 
 
 def _turned(x_BTHR: Tensor, cos: Tensor, signed_sin: Tensor, sign: float) -> Tensor:
     if x_BTHR.stride(-1) != 1:
         x_BTHR = x_BTHR.contiguous()
     B, T, H, R = x_BTHR.shape
-    out = torch.empty(B, T, H, R, dtype=x_BTHR.dtype)
+    out = x_BTHR.new_empty(B, T, H, R)
     sizes = (ctypes.c_int64 * 4)(B, T, H, R)
     strides = (ctypes.c_int64 * 3)(*x_BTHR.stride()[:3])
     per_text = T * R if cos.ndim == 4 else 0

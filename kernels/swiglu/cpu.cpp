@@ -5,6 +5,9 @@ namespace {
 
 constexpr int64_t PIECE = 4096;  // elements that a thread takes at once
 
+// 1 + e^-g; infinite where expv stops growing: g over it is then 0, and NaN for -infinity, as PyTorch has it.
+static inline F16 denominator(F16 g) { return choose(g < -88.0f, all(INFINITY), 1.0f + expv(-g)); }
+
 template <typename E>
 void forward(int64_t n, const E* gate, const E* up, E* out, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -13,7 +16,7 @@ void forward(int64_t n, const E* gate, const E* up, E* out, int threads) {
         int64_t i = from;
         for (; i + 16 <= to; i += 16) {
             const F16 g = load(gate + i);
-            store(out + i, g / (1.0f + expv(-g)) * load(up + i));
+            store(out + i, g / denominator(g) * load(up + i));
         }
         for (; i < to; i++) narrow(wide(gate[i]) / (1.0f + expf(-wide(gate[i]))) * wide(up[i]), out + i);
     }
@@ -26,7 +29,7 @@ void backward(int64_t n, const E* gate, const E* up, const E* grad, E* dgate, E*
         const int64_t to = from + PIECE < n ? from + PIECE : n;
         int64_t i = from;
         for (; i + 16 <= to; i += 16) {
-            const F16 g = load(gate + i), d = load(grad + i), s = 1.0f / (1.0f + expv(-g));
+            const F16 g = load(gate + i), d = load(grad + i), s = 1.0f / denominator(g);
             store(dup + i, d * g * s);
             store(dgate + i, d * load(up + i) * s * (1.0f + g * (1.0f - s)));
         }

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from kernels import native
+from kernels.once import differentiable_once
+
+TAKES = "gate and up of one shape and dtype, fp32 or bf16, in the CPU's memory"
 
 
 def takes(gate: Tensor, up: Tensor) -> bool:
     """Whether the kernels are there for such tensors."""
-    return gate.dtype == up.dtype and native.computes(gate, up)
+    return gate.dtype == up.dtype and gate.shape == up.shape and native.computes(gate, up)
 
 
 def _forward(gate: Tensor, up: Tensor) -> Tensor:
@@ -28,7 +31,7 @@ class _SwiGLU(torch.autograd.Function):
         return _forward(gate, up)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         grad, d_gate, d_up = grad.contiguous(), torch.empty_like(gate), torch.empty_like(up)

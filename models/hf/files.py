@@ -3,43 +3,69 @@
 from __future__ import annotations
 
 import os
-import struct
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from models.decoder import CausalLM
-from models.hf import from_hf
+from models.hf import convert_config, from_hf
+from models.hf.checking import (
+    AGAIN,
+    check_folder,
+    check_gguf,
+    gguf_left_over,
+    in_one_line,
+    read_settings,
+    refuse_left_over,
+)
+from models.hf.native import FabricConfig
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def read_pretrained(source: Path | str) -> CausalLM:
     """Our model in fp32 with the weights of a folder, a `.gguf` file (a path), or an id on the hub (text).
 
     Folders may be sharded, and may be of our own class. Raises ValueError naming the source, where it cannot be read,
-    its weights are not complete, or ours cannot be that architecture.
+    its weights are not complete or more than the model has, or ours cannot be that architecture.
     """
+    source, reader = _looked_at(source)
     where, options = _place(source)
-    options |= {"dtype": torch.float32, "output_loading_info": True}
+    # Other shapes are in the report then; the error without it names none.
+    options |= {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(where, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, struct.error) as error:
-        raise ValueError(f"{source} cannot be read: {_first_line(error)}{_advice(source)}") from None
+        with _only_errors():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(where, **options)
+    except MemoryError:
+        raise
+    except Exception as error:  # what a library makes of a strange file is no list of errors
+        raise ValueError(f"{source} cannot be read: {_reason(source, error)}{_advice(source)}") from None
     hf_model, report = loaded
-    missing = sorted(report["missing_keys"]) or sorted(map(str, report["mismatched_keys"]))
-    if missing:
-        raise ValueError(
-            f"{source} does not hold all weights its config.json asks for: {', '.join(missing[:3])} "
-            f"({len(missing)} in all) are missing or of another shape; fetch it again, complete"
-        )
-    if "gguf_file" in options:  # its tensors are dequantised by now; what it says of itself is no setting
+    if reader is not None:  # its tensors are dequantised by now; what it says of itself is no setting
         for name in ("quantization_config", "_model_name_or_path"):
             hf_model.config.__dict__.pop(name, None)
     try:
-        return from_hf(hf_model)
+        model: CausalLM = from_hf(hf_model)
+        missing = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise ValueError(
+                "it does not hold all weights of the model it describes; missing or of another shape: "
+                f"{', '.join(sorted(missing)[:3])}{more}; {AGAIN}"
+            )
+        if reader is not None:
+            refuse_left_over(gguf_left_over(reader, hf_model.state_dict(), hf_model.config.num_hidden_layers))
+        refuse_left_over(report["unexpected_keys"])
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+        raise ValueError(f"{source}: {in_one_line(error)}") from None
+    return model
 
 
 def read_tokenizer(source: Path | str) -> Any:
@@ -47,14 +73,56 @@ def read_tokenizer(source: Path | str) -> Any:
     where, options = _place(source)
     options.pop("use_safetensors", None)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"{source} has no tokenizer that can be read: {_first_line(error)}") from None
+        with _only_errors():
+            tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    except MemoryError:
+        raise
+    except Exception as error:  # as above; `tokenizers` has a bare Exception only
+        raise ValueError(f"{source} has no tokenizer that can be read: {in_one_line(error)}") from None
     if not tokenizer.is_fast:
         raise ValueError(
             f"{source} has a tokenizer in Python only ({type(tokenizer).__name__}); convert it to a tokenizer.json"
         )
     return tokenizer
+
+
+def _looked_at(source: Path | str) -> tuple[Path | str, GGUFReader | None]:
+    """The source, a path where it is a folder, and what a GGUF file says. Raises ValueError for a damaged one."""
+    if isinstance(source, str):
+        if not Path(source).is_dir():  # transformers prefers a folder of that name too
+            if not HUB_ID.fullmatch(source):
+                raise ValueError(f"{source!r} is no folder, and no id on the Hugging Face hub (OWNER/NAME)")
+            return source, None
+        source = Path(source)
+    try:
+        if source.suffix == ".gguf":
+            return source, check_gguf(source)
+        check_folder(source)
+    except ValueError as error:
+        raise ValueError(f"{source} cannot be read: {error}") from None
+    return source, None
+
+
+@contextmanager
+def _only_errors() -> Iterator[None]:
+    """transformers' own report of what does not fit takes many lines; ours is the error."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(max(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _reason(source: Path | str, error: Exception) -> str:
+    """What ours refuses in a config.json, which says more than what the library stumbled over; else the latter."""
+    settings = read_settings(source) if isinstance(source, Path) else {}
+    if settings and settings.get("model_type") != FabricConfig.model_type:
+        try:
+            convert_config(settings)
+        except ValueError as refused:
+            return in_one_line(refused)
+    return in_one_line(error)
 
 
 def _place(source: Path | str) -> tuple[str, dict[str, Any]]:
@@ -64,10 +132,6 @@ def _place(source: Path | str) -> tuple[str, dict[str, Any]]:
     if source.suffix == ".gguf":
         return str(source.parent), {"gguf_file": source.name, "local_files_only": True}
     return str(source), {"use_safetensors": True, "local_files_only": True}
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _advice(source: Path | str) -> str:

@@ -22,13 +22,15 @@ from models.decoder import CausalLM, initialise
 from models.rope import RotaryTable
 
 LEAST_ROOM = 64  # tokens a cache starts with; it doubles when they are used up
+# Names that tools look for, and write back into the file; they are read from the architecture.
+DERIVED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 
 
 class FabricConfig(PreTrainedConfig):
     """`model` is a `models.ModelConfig` as a dict (fields at their default may be missing); the names that tools look
     for are read from it.
 
-    Raises ValueError for a `model` that is not one.
+    Raises ValueError for a `model` that is not one, and for such a name beside it with another value.
     """
 
     model_type = "fabric"
@@ -45,6 +47,9 @@ class FabricConfig(PreTrainedConfig):
         if self.model is not None:
             self.model = self.architecture.model_dump(mode="json", exclude_defaults=True)
             self.tie_word_embeddings = self.architecture.tie_embeddings
+        for name in DERIVED:
+            if name in kwargs and (given := kwargs.pop(name)) != (found := getattr(self, name)):
+                raise ValueError(f"{name}={given!r} is not what model has ({found}); leave {name} out")
         super().__post_init__(**kwargs)
 
     @property
@@ -186,12 +191,22 @@ class FabricForCausalLM(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module | None:
         return self.model.lm_head
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> Any:
         """Raises ValueError for another size than the model's: the vocabulary is part of its architecture."""
-        if new_num_tokens not in (None, self.config.vocab_size):
+        size = wanted = self.config.vocab_size
+        if new_num_tokens is not None:
+            wanted = new_num_tokens
+        if pad_to_multiple_of is not None:
+            wanted = -(-wanted // pad_to_multiple_of) * pad_to_multiple_of
+        if wanted != size:
             raise ValueError(
-                f"the vocabulary of {self.config.vocab_size} cannot be resized to {new_num_tokens}; build the "
-                "architecture anew with vocab_size changed, and copy what stays"
+                f"the vocabulary of {size} cannot be resized to {wanted}; build the architecture anew with vocab_size "
+                "changed, and copy what stays"
             )
         return self.model.embed
 
@@ -206,13 +221,17 @@ class FabricForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        num_items_in_batch: int | Tensor | None = None,
     ) -> CausalLMOutputWithPast:
         """Logits (B, T or `logits_to_keep`, N), and the mean loss of labels (-100: none), which are shifted here.
 
-        `attention_mask` (B, tokens so far), 1 for text; positions follow from it. With `use_cache` (by default
-        outside of autograd), ids follow on what `past_key_values` holds. Raises ValueError for another library's
-        cache, a mask of other form, and texts longer than `max_position_embeddings`.
+        The loss is the sum over `num_items_in_batch` where that is given. `attention_mask` (B, tokens so far), 1 for
+        text; positions follow from it. With `use_cache` (by default outside of autograd), ids follow on what
+        `past_key_values` holds. Raises ValueError for another library's cache, a mask of other form, labels beside
+        `logits_to_keep`, and texts longer than `max_position_embeddings`.
         """
+        if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+            raise ValueError("labels need the logits of every token; leave logits_to_keep out beside them")
         cache = self._cache_for(past_key_values, use_cache)
         wants_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -230,7 +249,12 @@ class FabricForCausalLM(PreTrainedModel, GenerationMixin):
             logits = F.linear(x_BTD[:, keep], self.model.lm_head_weight)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+            )
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=cache, hidden_states=states, attentions=attentions
         )

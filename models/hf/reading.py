@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from models.config import ModelConfig
+from models.hf.checking import in_one_line
 from models.hf.families import FAMILIES, FULL, SLIDING, Family, Settings, rotating_layers
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -29,6 +32,15 @@ _OF_EXPERTS = {
 }  # fmt: skip
 _ROPE = {"rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"}
 _SCALINGS = ("linear", "llama3", "yarn")
+# What a setting must be, where it is not null.
+_COUNTS = {
+    *_SIZES, "num_key_value_heads", "max_position_embeddings", "head_dim", "sliding_window", "kv_lora_rank",
+    "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "no_rope_layer_interval",
+}  # fmt: skip
+_NUMBERS = {"rms_norm_eps", "rope_theta", "initializer_range", "partial_rotary_factor", "attention_dropout"}
+_SWITCHES = {"tie_word_embeddings", "use_sliding_window", "rope_interleave", "attention_bias", "mlp_bias"}
+_LISTS = {"layer_types", "no_rope_layers"}
+_NEVER_NULL = {"max_position_embeddings", "rms_norm_eps", "rope_theta", "initializer_range"}
 
 
 class _Refused(ValueError):
@@ -61,6 +73,10 @@ def convert_config(hf: Settings) -> ModelConfig:
     if missing := [name for name in _SIZES if hf.get(name) is None]:
         raise ValueError(f"this config.json of a {family.model_class} lacks {', '.join(missing)}")
     settings = {**family.defaults, **hf}
+    if settings.get("hidden_act") == "swish":  # another name for it
+        settings["hidden_act"] = "silu"
+    if mistyped := list(_mistyped(settings)):
+        raise ValueError(f"this config.json of a {family.model_class} is damaged: {'; '.join(mistyped)}")
     problems = list(_unknown(settings, family))
     mixers: list[dict[str, Any]] = []
     try:
@@ -73,6 +89,14 @@ def convert_config(hf: Settings) -> ModelConfig:
             + "; ".join(problems)
         )
     period = _shortest_period(mixers)
+    try:
+        return _model_config(settings, family, mixers[:period])
+    except ValidationError as error:
+        raise ValueError(f"this {family.model_class} cannot be converted: {in_one_line(error)}") from None
+
+
+def _model_config(settings: Settings, family: Family, mixers: list[dict[str, Any]]) -> ModelConfig:
+    """`mixers`: of the layers, as far as they do not repeat."""
     return ModelConfig.model_validate(
         {
             "vocab_size": settings["vocab_size"],
@@ -80,7 +104,7 @@ def convert_config(hf: Settings) -> ModelConfig:
             "n_layers": settings["num_hidden_layers"],
             "max_seq_len": settings["max_position_embeddings"],
             "mixer": mixers[0],
-            "mixer_pattern": None if period == 1 else mixers[:period],
+            "mixer_pattern": None if len(mixers) == 1 else mixers,
             "ffn": {"kind": "swiglu", "d_ff": settings["intermediate_size"]},
             "norm": {"kind": "rmsnorm", "eps": settings["rms_norm_eps"]},
             "norm_placement": family.norm_placement,
@@ -88,6 +112,29 @@ def convert_config(hf: Settings) -> ModelConfig:
             "init": {"std": settings["initializer_range"]},
         }
     )
+
+
+def _mistyped(settings: Settings) -> Iterator[str]:
+    """Settings of another type than their place takes: what reads them below would stumble."""
+    for name, value in settings.items():
+        if value is None:
+            if name in _NEVER_NULL:
+                yield f"{name}=None (only a number)"
+        elif name in _COUNTS:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                yield f"{name}={value!r} (only a whole number of at least 1)"
+        elif name in _NUMBERS:
+            if not _is_number(value):
+                yield f"{name}={value!r} (only a number)"
+        elif name in _SWITCHES:
+            if not isinstance(value, bool):
+                yield f"{name}={value!r} (only true or false)"
+        elif name in _LISTS and not isinstance(value, list | tuple):
+            yield f"{name}={value!r} (only a list)"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _unknown(settings: Settings, family: Family) -> Iterator[str]:
@@ -210,6 +257,9 @@ def _rope(given: Settings, hf: Settings, family: Family) -> dict[str, Any]:
     rest.pop("type", None)
     theta = rest.pop("rope_theta", hf["rope_theta"])
     fraction = rest.pop("partial_rotary_factor", hf.get("partial_rotary_factor") or 1.0)
+    original = rest.get("original_max_position_embeddings", 1)
+    if not all(map(_is_number, (theta, fraction, original))) or original <= 0:
+        raise _Refused(f"rope_parameters={dict(given)!r} (only numbers, and the positions at least 1)")
     if fraction != 1.0 and not family.is_partial:
         raise _Refused(f"partial_rotary_factor={fraction} (only 1.0)")
     found: dict[str, Any] = {"rope_theta": float(theta)}

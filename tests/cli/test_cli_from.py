@@ -176,6 +176,60 @@ def test_what_does_not_agree_with_the_weights_names_the_line_and_the_fix(tmp_pat
         fabric.plan(job_from(tmp_path, "base", extra), overrides=sets, out=tmp_path / "runs")
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ('""', "an empty name; give a Hugging Face folder, a .gguf file"),
+        ("loop", "loop': its links lead in a circle"),
+        ("dir.gguf", "dir.gguf holds no model"),
+        ("x" * 5000, "cannot be looked at: File name too long"),
+        ('"a\\0b"', "is no path: embedded null byte"),
+        ("absent", "'absent' is nowhere: not /"),
+        ("hub:a", "'hub:a' is no id on the hub; give a Hugging Face folder"),
+        ("adapter", "it holds an adapter of PEFT"),
+    ],
+)
+def test_a_name_that_is_no_model_is_one_error_with_its_line(cli, tmp_path, monkeypatch, name, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "dir.gguf").mkdir()
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    job = job_from(tmp_path, name)
+    cli("plan", job, "--out", tmp_path / "runs", code=2)
+    assert cli.err.startswith(f"error: {job}:5: base.model.from: ")
+    assert words in cli.err
+    assert len(cli.err.splitlines()) == 1
+    assert "neither" not in cli.err, "of a single place"
+
+
+def test_another_tokenizer_than_the_weights_own_is_warned_of(tmp_path):
+    from fabric.data.tokenizer import ByteTokenizer
+
+    write_hf(tmp_path / "base", LLAMA)
+    job, out = job_from(tmp_path, "base"), tmp_path / "runs"
+    bpe = "data.tokenizer={kind: bpe, vocab_size: 258}"
+
+    def warnings(*overrides):
+        made = fabric.plan(job, overrides=[*STILL, *overrides], out=out)
+        return [w for w in made.warnings if "tokenizer" in w]
+
+    assert not warnings(bpe), "none lies beside the weights"
+    (tmp_path / "base" / "tokenizer.json").write_text(ByteTokenizer().json)
+    assert not warnings()
+    (warning,) = warnings(bpe)
+    assert warning.startswith(
+        "main/a: the tokenizer (bpe) is not the one the weights were trained with, unless"
+    )
+    assert "tokenizer: {kind: file, path: its tokenizer.json}" in warning
+    end = fabric.sweep(job, overrides=[*STILL, bpe, "search.seeds=1"], out=out, runner="inline")
+    assert any("it gives text other ids" in w for w in end.warnings)
+    trained = out / "tiny" / "trials" / specs(out / "tiny")[0].id
+    job = job_from(tmp_path, trained)
+    assert not warnings(bpe), "it is the tokenizer of that trial"
+    assert "it gives text other ids" in warnings()[0]
+
+
 def test_an_id_on_the_hub_that_cannot_be_reached_says_what_to_do(cli, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name, why in (
@@ -231,7 +285,7 @@ def test_training_imports_no_transformers_and_refuses_damaged_weights(tmp_path):
 # -- GGUF ------------------------------------------------------------------------------------------------------------
 
 
-def write_gguf(path: Path, model: CausalLM) -> None:
+def write_gguf(path: Path, model: CausalLM, extra: tuple[str, ...] = (), scaling: str | None = None) -> None:
     """A llama of ours as llama.cpp stores it: fp32, queries and keys with neighbouring pairs rotated."""
     import gguf
 
@@ -246,6 +300,10 @@ def write_gguf(path: Path, model: CausalLM) -> None:
     writer.add_head_count_kv(mixer.n_kv_heads)
     writer.add_layer_norm_rms_eps(config.norm.eps)
     writer.add_rope_freq_base(mixer.rope_theta)
+    if scaling is not None:
+        writer.add_string("llama.rope.scaling.type", scaling)
+    for name in extra:
+        writer.add_tensor(name, np.ones(model.config.d_model, np.float32))
     names = {"mixer.q": "attn_q", "mixer.k": "attn_k", "mixer.v": "attn_v", "mixer.o": "attn_output",
              "ffn.gate": "ffn_gate", "ffn.up": "ffn_up", "ffn.down": "ffn_down", "mixer_norm_in": "attn_norm",
              "ffn_norm_in": "ffn_norm"}  # fmt: skip
@@ -274,3 +332,37 @@ def test_a_gguf_file_is_a_start(tmp_path):
     )
     for spec in specs(end.root):
         assert equal_weights(load_trained(end.root / "trials" / spec.id).model, model)
+
+
+@pytest.mark.parametrize(
+    ("extra", "scaling", "words"),
+    [
+        (
+            ("blk.0.attn_q.bias",),
+            None,
+            r"has no place for .blk.0.attn_q.bias.; without them it would be another",
+        ),
+        (("blk.2.attn_norm.weight",), None, r"has no place for .blk.2.attn_norm.weight."),
+        (("rope_freqs.weight",), None, r"holds rope_freqs.weight, a scaling of the rotary positions"),
+        ((), "linear", r"a scaling of the rotary positions .llama.rope.scaling.type."),
+    ],
+)
+def test_what_is_not_read_of_a_gguf_file_is_refused(tmp_path, extra, scaling, words):
+    from models.hf.files import read_pretrained
+
+    write_gguf(tmp_path / "tiny.gguf", build(LLAMA, seed=5), extra, scaling)
+    with pytest.raises(ValueError, match=words):
+        read_pretrained(tmp_path / "tiny.gguf")
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.5, 0.999])
+def test_a_gguf_file_that_is_cut_off_says_so(tmp_path, part):
+    from models.hf.files import read_pretrained
+
+    file = tmp_path / "tiny.gguf"
+    write_gguf(file, build(LLAMA, seed=5))
+    file.write_bytes(file.read_bytes()[: int(part * file.stat().st_size)])
+    with pytest.raises(
+        ValueError, match=r"tiny.gguf cannot be read: it is .* bytes.*fetch it again, complete$"
+    ):
+        read_pretrained(file)

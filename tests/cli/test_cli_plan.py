@@ -141,3 +141,21 @@ def test_plan_of_an_axis_of_patterns(cli, tmp_path):
     assert plain == windowed
     assert wider == plain + 2 * 32 * 16  # keys and values of two more heads in the second layer
     assert len({t["id"] for t in made["trials"]}) == 6
+
+
+def test_plan_says_what_auto_became(cli, tmp_path, monkeypatch):
+    from fabric.planning import machine_speed
+
+    products = machine_speed.Products(1e11, 9e11, own_kernels=True)
+    monkeypatch.setattr(machine_speed, "products", lambda device, threads: products)
+    arguments = ["plan", write_job(tmp_path), "--out", tmp_path / "runs", "--set", "train.compile=auto"]
+    assert "auto: compile false\n" in cli(*arguments)
+    axis = "search.axes=[{path: train.precision, values: [fp32, auto]}]"
+    found = cli.json(*arguments, "--set", axis, "--json")["auto"]
+    assert found["precision"] == {"bf16": ["main/precision=auto"]}
+    assert set(found["compile"]) == {"false"}
+    assert "auto: " not in cli("plan", tmp_path / "job.yaml", "--out", tmp_path / "runs")
+    differs = {"fp32": ["main/a"], "bf16": ["main/b", "main/c"]}
+    from fabric.printing import _became
+
+    assert _became("precision", differs) == "precision fp32 (main/a), bf16 (main/b, main/c)"

@@ -90,6 +90,73 @@ def test_exporting_onto_a_file_is_an_error(cli, swept, tmp_path, inside):
     assert (tmp_path / "taken").read_text() == "mine"
 
 
+def test_an_export_goes_into_no_folder_with_other_files_nor_into_records(cli, swept, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("---\nmine\n---\n")
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    trial = a_llama(swept.root)
+    before = sorted(swept.root.rglob("*"))
+    for out, words in (
+        ("", "--out is empty"),
+        (".", "is the current folder"),
+        ("mine", "is not empty, and holds more than an earlier export"),
+        ("link", "is a link to"),
+        (trial, f"lies in the records of {trial}"),
+        (swept.root / "best", f"lies in the records of {swept.root}"),
+    ):
+        cli("export", trial, "--out", out, code=2)
+        assert words in cli.err, out
+    assert sorted(swept.root.rglob("*")) == before
+    assert (tmp_path / "mine" / "README.md").read_text() == "---\nmine\n---\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "mine"]
+
+
+def test_an_earlier_export_is_replaced_whole_or_left_alone(cli, swept, tmp_path, monkeypatch):
+    from transformers import PreTrainedModel
+
+    out = tmp_path / "new" / "model"
+    cli("export", a_llama(swept.root), "--out", out)
+    (out / "special_tokens_map.json").write_text("{}")
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    for error, code in ((OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130)):
+
+        def fail(self, folder, error=error):
+            (folder / "config.json").write_text("half")
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(PreTrainedModel, "save_pretrained", fail)
+            cli("export", a_llama(swept.root), "--out", out, code=code)
+        assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+        assert list(out.parent.iterdir()) == [out]
+    cli("export", out, "--out", out)
+    assert {p.name for p in out.iterdir()} == before.keys() - {"special_tokens_map.json"}
+    assert (out / "model.safetensors").read_bytes() == before["model.safetensors"]
+    (out / "notes.txt").write_text("mine")
+    cli("export", a_llama(swept.root), "--out", out, code=2)
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="no /proc")
+def test_a_target_that_cannot_be_written_is_an_error_with_its_name(cli, swept):
+    cli("export", a_llama(swept.root), "--out", "/proc/absent", code=2)
+    assert cli.err.startswith("error: /proc/absent cannot be written: ")
+    assert "give another --out" in cli.err
+
+
+def test_a_tokenizer_of_another_model_is_an_error(cli, swept, tmp_path):
+    from models import build
+    from models.hf import to_transformers
+
+    folder = tmp_path / "model"
+    cli("export", a_llama(swept.root), "--out", folder)
+    smaller = trained.load_trained(folder).model.config.replace(vocab_size=99)
+    to_transformers(build(smaller)).save_pretrained(folder)
+    cli("generate", folder, code=2)
+    assert f"error: {folder}'s tokenizer has 257 ids, its model 99: they are not of one model" in cli.err
+
+
 # -- generate --------------------------------------------------------------------------------------------------------
 
 
@@ -98,6 +165,7 @@ def test_exporting_onto_a_file_is_an_error(cli, swept, tmp_path, inside):
     [
         ({"temperature": float("nan")}, "temperature=nan is not a number"),
         ({"temperature": float("inf")}, "temperature=inf"),
+        ({"temperature": 1e-320}, r"temperature=1e-320: allowed are 0 \(greedy\), and 1e-06 or more"),
         ({"seed": 2**70}, r"seed 1180591620717411303424: allowed are 0 to 2\*\*63 - 1"),
         ({"seed": -1}, "seed -1"),
         ({"tokens": 0}, "tokens=0: at least 1"),

@@ -236,6 +236,22 @@ def test_doctor(cli, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_doctor_says_where_no_records_can_be_written(cli, tmp_path):
+    (tmp_path / "text.txt").write_text("mine")
+    out = cli("doctor", "--out", tmp_path / "text.txt", code=1)
+    assert f"{tmp_path}/text.txt is a file: no records can be written there" in out.replace("\n", "")
+    if Path("/proc/self").exists():
+        assert "nothing can be written to /proc" in cli("doctor", "--out", "/proc/absent", code=1)
+
+
+def test_interrupted_while_it_is_imported_it_says_so(tmp_path):
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-P", "-c", "from fabric.__main__ import main; main()"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_doctor_ends_with_1_when_fabric_will_not_run(cli, monkeypatch):
     from fabric import doctoring
 

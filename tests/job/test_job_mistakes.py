@@ -97,6 +97,12 @@ MISTAKES = [
     ("tokens: 4k", "tokens: 1.5", 9, ["tokens", "whole number"]),
     ("tokens: 4k", "tokens: 4k\n    tokens_per_param: 20", 8, ["either tokens or tokens_per_param"]),
     ("    tokens: 4k\n", "", 8, ["length"]),
+    (
+        "tokens: 4k",
+        "tokens: 4k\n    compile: maybe",
+        10,
+        ["compile = 'maybe'", "(allowed: true, false, auto)"],
+    ),
     ("batch_size: 4", "batch_size: true", 10, ["batch_size: True is no number"]),
     ("batch_size: 4", "batch_size: [4]", 10, ["batch_size"]),
     ("batch_size: 4", "batch_size: 4\n    micro_batch_size: 3", 11, ["micro_batch_size=3", "1, 2 or 4"]),
@@ -350,3 +356,13 @@ def test_a_spoiled_job_is_planned_or_explained_and_nothing_else(tmp_path_factory
         for line in str(error).splitlines()[:1]:
             assert line.startswith(f"{path}:"), line
             assert line.removeprefix(f"{path}:").split(":")[0].split(" ")[0].isdigit(), line
+
+
+def test_a_value_that_is_neither_a_number_nor_a_word_is_one_mistake(tmp_path):
+    for text in ("train.compile=maybe", "resources.cpus_per_worker=many"):
+        (tmp_path / "job.yaml").write_text(JOB)
+        with pytest.raises(JobError) as caught:
+            load_job(tmp_path / "job.yaml", overrides=[text])
+        (line,) = caught.value.messages
+        assert "auto)" in line
+        assert "true, false" in line or "a whole number" in line

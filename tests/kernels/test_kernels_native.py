@@ -1,7 +1,10 @@
 """The compiled CPU kernels against their definitions, forward and every gradient, and how they are built."""
 
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,7 +115,7 @@ def test_attention_compiles_into_a_graph_and_passes_torchs_own_checks():
 
 def test_attention_refuses_what_it_has_no_kernel_for():
     q = torch.randn(1, 1, 40, 8, dtype=torch.float64)
-    with pytest.raises(ValueError, match="no attention kernel of ours for torch.float64 on cpu"):
+    with pytest.raises(ValueError, match="attention's kernel for CPUs does not take q .* float64 on cpu"):
         attention(q, q, q, backend="cpu")
 
 
@@ -264,12 +267,120 @@ def test_it_is_built_once_into_the_cache_folder_and_found_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "environment", [{"FABRIC_NATIVE": "0"}, {"CXX": "no-such-compiler", "PATH": "/nonexistent"}]
+    "environment",
+    [*({"FABRIC_NATIVE": value} for value in ("0", "no", "False", "OFF")), {"PATH": "/nonexistent"}],
 )
 def test_without_a_compiler_pytorchs_operators_are_used(tmp_path, environment):
-    done = build_in(tmp_path, **environment)
+    done = build_in(tmp_path, **{"CXX": "", **environment})
     assert done.stdout == "False torch ()\n", done.stderr
     assert done.stderr == ""
+
+
+def test_a_switch_that_says_neither_yes_nor_no_is_refused(tmp_path):
+    done = build_in(tmp_path, FABRIC_NATIVE="perhaps")
+    assert done.returncode == 1
+    assert (
+        "ValueError: FABRIC_NATIVE='perhaps' says neither yes nor no: use one of 0, no, false" in done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("named", "why"),
+    [
+        ("/nonexistent/g++", "names no program"),
+        ("'g++", "cannot be read"),
+        ("false", "could not be compiled with false"),
+    ],
+)
+def test_a_named_compiler_that_is_none_is_said_once(tmp_path, named, why):
+    done = build_in(tmp_path, CXX=named)
+    assert done.stdout == "False torch ()\n"
+    assert done.stderr.count("RuntimeWarning") == 1
+    assert why in done.stderr
+
+
+def test_a_compiler_may_have_arguments(monkeypatch):
+    monkeypatch.setenv("CXX", "sh -c 'exit 0'")
+    assert native._compiler() == ["sh", "-c", "exit 0"]
+
+
+def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = build_in(tmp_path / "file")
+    assert done.stdout == "False torch ()\n"
+    assert "cannot be kept in" in done.stderr
+    assert "set FABRIC_CACHE" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    assert build_in(folder).stdout.startswith("True native-")
+    return folder
+
+
+def damaged(cache, folder, how):
+    shutil.copytree(cache, folder, dirs_exist_ok=True)
+    (file,) = (folder / "kernels").iterdir()
+    how(file)
+    return file
+
+
+def as_a_folder(file):
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda file: file.write_bytes(file.read_bytes()[:20000]),
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(b"garbage" * 5000),
+        lambda file: file.write_bytes(b"x" + file.read_bytes()[1:]),
+        lambda file: shutil.copy(torch._C.__file__, file),
+        as_a_folder,
+    ],
+    ids=["cut short", "empty", "garbage", "changed", "another's", "a folder"],
+)
+def test_a_damaged_library_is_not_loaded_but_built_anew(cache, tmp_path, monkeypatch, how):
+    file = damaged(cache, tmp_path, how)
+    monkeypatch.setenv("FABRIC_CACHE", str(tmp_path))
+    monkeypatch.setattr(native, "_built", lambda compiler, sources, target: target)
+    assert native._found_or_built(native._compiler()) == file
+
+
+def test_a_damaged_library_is_replaced_without_a_word(cache, tmp_path):
+    file = damaged(cache, tmp_path, lambda file: file.write_bytes(file.read_bytes()[:20000]))
+    done = build_in(tmp_path)
+    assert done.stdout.startswith("True native-")
+    assert done.stderr == ""
+    assert native._is_whole(file)
+
+
+def test_a_library_without_the_functions_is_built_anew_and_then_given_up_honestly(
+    cache, tmp_path, monkeypatch
+):
+    damaged(cache, tmp_path, lambda file: None)
+    monkeypatch.setenv("FABRIC_CACHE", str(tmp_path))
+    monkeypatch.setattr(native, "FUNCTIONS", ("not_there",))
+    built = []
+
+    def build(compiler, sources, target):
+        built.append(target)
+        return native._opened(target)
+
+    monkeypatch.setattr(native, "_built", build)
+    with pytest.raises(native._Unusable, match="not_there"):
+        native._found_or_built(native._compiler())
+    assert len(built) == 1
+
+
+def test_every_function_called_is_looked_for():
+    called = set()
+    for file in Path(native.__file__).parent.glob("*/cpu.py"):
+        called |= set(re.findall(r'(?:native\.|_)call\(\s*"(\w+)"', file.read_text()))
+    assert called == set(native.FUNCTIONS) - {"attention_has_bf16"}
 
 
 def test_a_compiler_that_fails_is_said_once(tmp_path):

@@ -218,6 +218,19 @@ def test_settings_that_ours_lacks_are_refused_by_name(name, changes, words):
         read(name, **changes)
 
 
+def test_values_of_another_type_are_named_at_once():
+    with pytest.raises(
+        ValueError, match=r"damaged: .*head_dim=-4 .*at least 1.*; layer_types='x' .only a list."
+    ):
+        read("qwen3-tiny", head_dim=-4, layer_types="x")
+    with pytest.raises(ValueError, match=r"rope_parameters=.*rope_theta.*only numbers"):
+        read("smollm-tiny", rope_parameters={"rope_theta": "1e4"})
+    rope = {"rope_type": "yarn", "original_max_position_embeddings": 0, "rope_theta": 1e4}
+    with pytest.raises(ValueError, match=r"original_max_position_embeddings.*at least 1"):
+        read("smollm-tiny", rope_parameters=rope)
+    assert read("smollm-tiny", hidden_act="swish") == read("smollm-tiny")
+
+
 def test_all_refused_settings_are_named_at_once():
     with pytest.raises(ValueError, match=r"LlamaForCausalLM cannot be converted.*mlp_bias.*softcap=3"):
         read("smollm-tiny", mlp_bias=True, softcap=3)

@@ -1,5 +1,6 @@
 """Our own transformers class: same tokens, same weights, whatever the architecture."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -162,8 +163,33 @@ def test_what_it_cannot_do_is_said():
         model(ids, past_key_values=FabricCache(), use_cache=False)
     with pytest.raises(ValueError, match="vocabulary of 40 cannot be resized to 41"):
         model.resize_token_embeddings(41)
+    with pytest.raises(ValueError, match="vocabulary of 40 cannot be resized to 64"):
+        model.resize_token_embeddings(pad_to_multiple_of=64)
+    assert model.resize_token_embeddings(pad_to_multiple_of=8) is model.model.embed
+    with pytest.raises(ValueError, match="leave logits_to_keep out"):
+        model(ids, labels=ids, logits_to_keep=2)
     with pytest.raises(ValueError, match="names no architecture"):
         FabricForCausalLM(FabricConfig())
+
+
+def test_the_loss_of_a_part_of_a_batch_is_its_share_of_the_whole():
+    model, ids = wrapped("gqa"), ids_of(2, 10)
+    torch.testing.assert_close(
+        model(ids, labels=ids, num_items_in_batch=36).loss, model(ids, labels=ids).loss / 2
+    )
+
+
+def test_names_written_beside_the_architecture_must_agree_with_it(tmp_path):
+    wrapped("gqa").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    body = json.loads(file.read_text())
+    file.write_text(json.dumps({**body, "hidden_size": 32, "vocab_size": 40}))
+    assert FabricConfig.from_pretrained(tmp_path).hidden_size == 32
+    file.write_text(json.dumps({**body, "hidden_size": 33}))
+    with pytest.raises(
+        ValueError, match=r"hidden_size=33 is not what model has \(32\); leave hidden_size out"
+    ):
+        FabricConfig.from_pretrained(tmp_path)
 
 
 def test_importing_hf_registers_it_and_training_does_not_import_hf():

@@ -57,6 +57,7 @@ def test_compiling_is_for_runs_that_win_back_its_time(speeds, tokens, own_kernel
 def test_the_measurement_is_kept_for_the_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("FABRIC_CACHE", str(tmp_path))
     machine_speed.products.cache_clear()
+    monkeypatch.setattr(machine_speed, "SECONDS_EACH", 0.01)
     try:
         found = machine_speed.products("cpu", 1)
         (memo,) = (tmp_path / "machine").glob("products-*-cpu-1-*.json")
@@ -65,9 +66,16 @@ def test_the_measurement_is_kept_for_the_machine(monkeypatch, tmp_path):
         memo.write_text(json.dumps({"fp32": 1.0, "bf16": 7.0, "own_kernels": False}))
         machine_speed.products.cache_clear()
         assert machine_speed.products("cpu", 1) == Products(1.0, 7.0, False)
-        memo.write_text("not json")
-        machine_speed.products.cache_clear()
-        assert machine_speed.products("cpu", 1).fp32 > 1e8
+        for damaged in (
+            "not json",
+            '{"fp32": "x", "bf16": 7.0, "own_kernels": false}',
+            '{"fp32": NaN, "bf16": 7.0, "own_kernels": false}',
+            "[]",
+            "{}",
+        ):
+            memo.write_text(damaged)
+            machine_speed.products.cache_clear()
+            assert machine_speed.products("cpu", 1).fp32 > 1e8
     finally:
         machine_speed.products.cache_clear()
 
