@@ -273,14 +273,19 @@ def asked(monkeypatch):
 
 @pytest.mark.parametrize(
     "environment",
-    [*({"FABRIC_NATIVE": value} for value in ("0", "no", "False", "OFF")), {"PATH": "/nonexistent", "CXX": ""}],
+    [
+        *({"FABRIC_NATIVE": value} for value in ("0", "no", "False", "OFF")),
+        {"PATH": "/nonexistent", "CXX": ""},
+    ],
 )
 def test_without_a_compiler_pytorchs_operators_are_used(asked, environment):
     assert asked(**environment) == (None, [])
 
 
 def test_a_switch_that_says_neither_yes_nor_no_is_refused(asked):
-    with pytest.raises(ValueError, match="FABRIC_NATIVE='perhaps' says neither yes nor no: use one of 0, no, false"):
+    with pytest.raises(
+        ValueError, match="FABRIC_NATIVE='perhaps' says neither yes nor no: use one of 0, no, false"
+    ):
         asked(FABRIC_NATIVE="perhaps")
 
 
