@@ -15,14 +15,14 @@ from kernels.decode import FIELDS, decode_token
 from models.cache import Cache, LayerState
 from models.decoder import CausalLM
 from models.ffns.swiglu import SwiGLU
-from models.linear import Linear, is_plain
+from models.linear import Embedding, Linear, is_plain
 from models.mixers.gqa import GroupedAttention
 from models.norms import RMSNorm
 from models.residual import Block
 from models.rope import RotaryTable
 
 _KINDS = {
-    CausalLM, Block, GroupedAttention, SwiGLU, RMSNorm, Linear, RotaryTable, nn.Linear, nn.Embedding, nn.ModuleList,
+    CausalLM, Block, GroupedAttention, SwiGLU, RMSNorm, Linear, RotaryTable, nn.Linear, Embedding, nn.ModuleList,
 }  # fmt: skip
 _QK_NORMS = {"none": 0, "head": 1, "full": 2}
 

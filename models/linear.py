@@ -1,4 +1,4 @@
-"""Linear layers: products of a text's tokens with a matrix, alone or several that read the same input."""
+"""Linear layers and embeddings: products of tokens with a matrix, alone or several that read the same input."""
 
 from __future__ import annotations
 
@@ -10,8 +10,18 @@ from kernels.linear import linears
 class Linear(nn.Linear):
     """nn.Linear; a few tokens (decoding) without bias or gradients go through a kernel that reads the matrix once."""
 
+    def reset_parameters(self) -> None:
+        """Nothing: `models.initialise` draws all values (and on "meta" torch would load its compiler for this)."""
+
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) if self.bias is not None else linears(x, self.weight)[0]
+
+
+class Embedding(nn.Embedding):
+    """nn.Embedding, its values drawn as `Linear`'s are."""
+
+    def reset_parameters(self) -> None:
+        """Nothing."""
 
 
 def project(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.cache import Cache
 from models.config import ModelConfig
+from models.linear import Embedding
 from models.mixers.base import Step
 from models.norms import before_products
 from models.residual import Block
@@ -23,9 +24,9 @@ class Trunk(nn.Module):
         super().__init__()
         self.config = config
         D = config.d_model
-        self.embed = nn.Embedding(config.vocab_size, D)
-        self.token_type_embed = nn.Embedding(config.token_types, D) if config.token_types else None
-        self.position_embed = nn.Embedding(config.max_seq_len, D) if config.positions == "learned" else None
+        self.embed = Embedding(config.vocab_size, D)
+        self.token_type_embed = Embedding(config.token_types, D) if config.token_types else None
+        self.position_embed = Embedding(config.max_seq_len, D) if config.positions == "learned" else None
         self.embedding_norm = config.norm.build(D) if config.embedding_norm else None
         self.layers = nn.ModuleList(Block(config, mixer) for mixer in config.mixers)
         self.final_norm = None if config.norm_placement == "postln" else config.norm.build(D)

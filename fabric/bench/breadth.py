@@ -12,8 +12,8 @@ from fabric.bench.process import call, fabric, python
 from fabric.bench.training import OURS, Training, decoder, made
 from fabric.bench.work import job, prepared_spec, scratch, seeds_of_one_arm, timed
 
-# What a trial's process imports, without Ray: torch's optimizers load the compiler when the first one is made.
-TRIAL_IMPORTS = "import torch; import torch._dynamo, fabric.runtime.worker"
+# What a trial's process imports, without Ray.
+TRIAL_IMPORTS = "import torch; import fabric.runtime.worker"
 IMPORTS = {"bare python": "pass", "torch": "import torch", "trial": TRIAL_IMPORTS}
 LINE = re.compile(r"import time:\s*(\d+) \|\s*(\d+) \| ( *)(\S+)")
 # Budgets in seconds.

@@ -197,7 +197,7 @@ def peak_memory(**task: Any) -> dict[str, Any]:
 
     Several steps: in the first one the optimizer has no state yet. Raises RuntimeError where the system does not tell.
     """
-    import torch._dynamo  # noqa: F401 (the optimizers load it when the first one is made)
+    import torch._dynamo  # noqa: F401 (torch's own optimizers load it when the first one is made)
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     from fabric.train.memory import PeakMemory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import platform
 import subprocess
@@ -140,9 +141,9 @@ def process_bytes() -> int:
     """
     import torch
 
-    key = f"{platform.node()}-{platform.python_version()}-{torch.__version__}-{native.name()}".replace(
-        "/", "_"
-    )
+    modules = hashlib.sha256(",".join(WORKER_MODULES).encode()).hexdigest()[:8]
+    key = f"{platform.node()}-{platform.python_version()}-{torch.__version__}-{native.name()}-{modules}"
+    key = key.replace("/", "_")
     memo = default_cache_root() / "machine" / f"worker-bytes-{key}.json"
     try:
         return int(json.loads(memo.read_text())["bytes"])

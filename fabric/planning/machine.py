@@ -8,9 +8,9 @@ from pathlib import Path
 
 from fabric.job.schema import ResourcesConfig
 
-# What a sweep's workers import before they are given a trial: all that an actor and a first step need (torch's
-# optimizers load the compiler when the first one is made).
-WORKER_MODULES = ("torch", "torch._dynamo", "ray.tune", "fabric.runtime.worker")
+# What a sweep's workers import before they are given a trial: all that an actor and a first step need. torch's compiler
+# is not among it (two seconds, 100 MB): a trial that compiles loads it.
+WORKER_MODULES = ("torch", "ray.tune", "fabric.runtime.worker")
 MEMORY_SHARE = 0.85  # of what is free is given to trials; the rest is Ray's, the driver's and the system's
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Preloaded with torch, so that a first step waits for no import (optimizers load the compiler at their first use).
+# Preloaded with torch, so that a first step waits for no import.
 import fabric.evaluate.final
 import fabric.train.loop
 import models.decoder  # noqa: F401

@@ -65,7 +65,8 @@ def _forget_compiled(trial: TrialSpec) -> None:
 def _default_kernels(on_cuda: bool) -> None:
     if on_cuda:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to be deterministic
-    torch.use_deterministic_algorithms(on_cuda, warn_only=True)
+    if torch.are_deterministic_algorithms_enabled() != on_cuda:  # to say so loads torch's compiler
+        torch.use_deterministic_algorithms(on_cuda, warn_only=True)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = on_cuda
     for enable in (

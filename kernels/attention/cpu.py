@@ -59,8 +59,18 @@ def attention(
     return out
 
 
-@torch.library.custom_op("fabric::attention", mutates_args=())
-def _forward(
+# Not `custom_op`, whose kernels load torch's compiler when they are first called.
+_HOW = "Tensor? mask, bool causal, SymInt window, float scale"
+torch.library.define("fabric::attention", f"(Tensor q, Tensor k, Tensor v, {_HOW}) -> (Tensor, Tensor)")
+torch.library.define(
+    "fabric::attention_backward",
+    f"(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_HOW}) -> (Tensor, Tensor, Tensor)",
+)
+_forward, _backward = torch.ops.fabric.attention.default, torch.ops.fabric.attention_backward.default
+
+
+@torch.library.impl("fabric::attention", "cpu")
+def _on_cpu(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, window: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """out_BHTV and the log-sum-exps_BHT of its rows' scores."""
@@ -70,7 +80,7 @@ def _forward(
     return out, lse
 
 
-@_forward.register_fake
+@torch.library.register_fake("fabric::attention")
 def _forward_shapes(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, window: int, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -80,8 +90,8 @@ def _forward_shapes(
     return out, q.new_empty(B, H, T, dtype=torch.float32)
 
 
-@torch.library.custom_op("fabric::attention_backward", mutates_args=())
-def _backward(
+@torch.library.impl("fabric::attention_backward", "cpu")
+def _backward_on_cpu(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -100,7 +110,7 @@ def _backward(
     return dq, dk, dv
 
 
-@_backward.register_fake
+@torch.library.register_fake("fabric::attention_backward")
 def _backward_shapes(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,7 +130,7 @@ def _gradients(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[
     return dq, dk, dv, None, None, None, None
 
 
-_forward.register_autograd(_gradients, setup_context=_setup)
+torch.library.register_autograd("fabric::attention", _gradients, setup_context=_setup)
 
 
 def _second_derivative(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
@@ -130,7 +140,7 @@ def _second_derivative(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
     )
 
 
-_backward.register_autograd(_second_derivative)
+torch.library.register_autograd("fabric::attention_backward", _second_derivative)
 
 
 def _like(x: Tensor) -> Tensor:

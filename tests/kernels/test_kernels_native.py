@@ -1,9 +1,11 @@
 """The compiled CPU kernels against their definitions, forward and every gradient, and how they are built."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -249,39 +251,42 @@ print(native.library() is not None, native.name(), native.attention_dtypes())
 """
 
 
-def build_in(folder, **environment):
-    import os
-    from pathlib import Path
-
+def build_in(folder):
     root = str(Path(native.__file__).parents[1])
-    env = {**os.environ, "FABRIC_CACHE": str(folder), "PYTHONPATH": root, **environment}
+    env = {**os.environ, "FABRIC_CACHE": str(folder), "PYTHONPATH": root}
     return subprocess.run([sys.executable, "-c", BUILD], capture_output=True, text=True, env=env)
 
 
-def test_it_is_built_once_into_the_cache_folder_and_found_again(tmp_path):
-    assert build_in(tmp_path).stdout.startswith("True native-")
-    (built,) = (tmp_path / "kernels").iterdir()
-    before = built.stat().st_mtime_ns
-    assert build_in(tmp_path).stdout.startswith("True native-")
-    assert built.stat().st_mtime_ns == before
+@pytest.fixture
+def asked(monkeypatch):
+    """Ask for the library once more, with environment variables set: what came, and what was warned of."""
+
+    def ask(**environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, str(value))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            return native.library.__wrapped__(), [str(w.message) for w in caught]
+
+    return ask
 
 
 @pytest.mark.parametrize(
     "environment",
-    [*({"FABRIC_NATIVE": value} for value in ("0", "no", "False", "OFF")), {"PATH": "/nonexistent"}],
+    [
+        *({"FABRIC_NATIVE": value} for value in ("0", "no", "False", "OFF")),
+        {"PATH": "/nonexistent", "CXX": ""},
+    ],
 )
-def test_without_a_compiler_pytorchs_operators_are_used(tmp_path, environment):
-    done = build_in(tmp_path, **{"CXX": "", **environment})
-    assert done.stdout == "False torch ()\n", done.stderr
-    assert done.stderr == ""
+def test_without_a_compiler_pytorchs_operators_are_used(asked, environment):
+    assert asked(**environment) == (None, [])
 
 
-def test_a_switch_that_says_neither_yes_nor_no_is_refused(tmp_path):
-    done = build_in(tmp_path, FABRIC_NATIVE="perhaps")
-    assert done.returncode == 1
-    assert (
-        "ValueError: FABRIC_NATIVE='perhaps' says neither yes nor no: use one of 0, no, false" in done.stderr
-    )
+def test_a_switch_that_says_neither_yes_nor_no_is_refused(asked):
+    with pytest.raises(
+        ValueError, match="FABRIC_NATIVE='perhaps' says neither yes nor no: use one of 0, no, false"
+    ):
+        asked(FABRIC_NATIVE="perhaps")
 
 
 @pytest.mark.parametrize(
@@ -292,11 +297,11 @@ def test_a_switch_that_says_neither_yes_nor_no_is_refused(tmp_path):
         ("false", "could not be compiled with false"),
     ],
 )
-def test_a_named_compiler_that_is_none_is_said_once(tmp_path, named, why):
-    done = build_in(tmp_path, CXX=named)
-    assert done.stdout == "False torch ()\n"
-    assert done.stderr.count("RuntimeWarning") == 1
-    assert why in done.stderr
+def test_a_named_compiler_that_is_none_is_said_once(asked, tmp_path, named, why):
+    found, said = asked(CXX=named, FABRIC_CACHE=tmp_path)
+    assert found is None
+    assert len(said) == 1
+    assert why in said[0]
 
 
 def test_a_compiler_may_have_arguments(monkeypatch):
@@ -304,12 +309,12 @@ def test_a_compiler_may_have_arguments(monkeypatch):
     assert native._compiler() == ["sh", "-c", "exit 0"]
 
 
-def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_cache_folder_that_cannot_be_made_is_named(asked, tmp_path):
     (tmp_path / "file").write_text("")
-    done = build_in(tmp_path / "file")
-    assert done.stdout == "False torch ()\n"
-    assert "cannot be kept in" in done.stderr
-    assert "set FABRIC_CACHE" in done.stderr
+    found, said = asked(FABRIC_CACHE=tmp_path / "file")
+    assert found is None
+    assert "cannot be kept in" in said[0]
+    assert "set FABRIC_CACHE" in said[0]
 
 
 @pytest.fixture(scope="module")
@@ -317,6 +322,13 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     assert build_in(folder).stdout.startswith("True native-")
     return folder
+
+
+def test_it_is_built_once_into_the_cache_folder_and_found_again(cache):
+    (built,) = (cache / "kernels").iterdir()
+    before = built.stat().st_mtime_ns
+    assert build_in(cache).stdout.startswith("True native-")
+    assert built.stat().st_mtime_ns == before
 
 
 def damaged(cache, folder, how):
@@ -350,9 +362,10 @@ def test_a_damaged_library_is_not_loaded_but_built_anew(cache, tmp_path, monkeyp
     assert native._found_or_built(native._compiler()) == file
 
 
-def test_a_damaged_library_is_replaced_without_a_word(cache, tmp_path):
-    file = damaged(cache, tmp_path, lambda file: file.write_bytes(file.read_bytes()[:20000]))
-    done = build_in(tmp_path)
+def test_a_damaged_library_is_replaced_without_a_word(cache):
+    (file,) = (cache / "kernels").iterdir()
+    file.write_bytes(file.read_bytes()[:20000])
+    done = build_in(cache)
     assert done.stdout.startswith("True native-")
     assert done.stderr == ""
     assert native._is_whole(file)
@@ -383,14 +396,15 @@ def test_every_function_called_is_looked_for():
     assert called == set(native.FUNCTIONS) - {"attention_has_bf16"}
 
 
-def test_a_compiler_that_fails_is_said_once(tmp_path):
+def test_a_compiler_that_fails_is_said_once(asked, tmp_path):
     compiler = tmp_path / "broken"
     compiler.write_text("#!/bin/sh\ntest \"$1\" = --version && exit 0\necho 'out of order' >&2\nexit 1\n")
     compiler.chmod(0o755)
-    done = build_in(tmp_path, CXX=str(compiler))
-    assert done.stdout == "False torch ()\n"
-    assert done.stderr.count("could not be compiled") == 1
-    assert "out of order" in done.stderr
+    found, said = asked(CXX=compiler, FABRIC_CACHE=tmp_path)
+    assert found is None
+    assert len(said) == 1
+    assert "could not be compiled" in said[0]
+    assert "out of order" in said[0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,8 +26,8 @@ class AdamW(OptimizerConfig):
     def build(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         import torch
 
-        from fabric.train.optimizers import decay_groups
+        from fabric.train.optimizers import decay_groups, without_compiler
 
-        return torch.optim.AdamW(
-            decay_groups(model, self.weight_decay), lr=self.lr, betas=self.betas, eps=self.eps, fused=True
-        )
+        groups = decay_groups(model, self.weight_decay)
+        kind: Any = without_compiler(torch.optim.AdamW)
+        return kind(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
