@@ -15,7 +15,8 @@ from session_kit import tune_sweep
 import fabric
 from fabric.store import Store
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+# Not beside other tests on one Ray: what a group holds is not always given back.
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.drill]
 RESOURCES = {"workers": [1, 2], "engine": "deepspeed", "zero_stage": 2}
 
 
