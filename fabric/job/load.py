@@ -102,6 +102,10 @@ class Job:
             from fabric.planning.machine_speed import resolved
 
             train = resolved(train, model, data.seq_len, self.device, self.threads)
+        try:
+            self.config.resources.check(train, self.device)
+        except ValueError as error:
+            raise explain(self.document, ("resources",), str(error)) from None
         return Configuration(model, data, train, evaluate, start, auto)
 
     def _start(self, base: Document, folder: Path) -> Start | None:

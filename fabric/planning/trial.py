@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from fabric.data.config import DataConfig
 from fabric.evaluate.config import EvaluateConfig
@@ -24,7 +24,19 @@ WHILE_TRAINING = ("every_tokens", "times", "val_tokens", "test_tokens")
 NOT_NUMBERS = ("micro_batch_size", "checkpoint", "log_every_steps", "compile")
 
 
-Workers = Annotated[int, Field(ge=1, le=MOST_WORKERS)]
+def _parse_workers(value: Any) -> Any:
+    """A number, or [fewest, most]; a JSON list becomes a pair. Raises ValueError for anything else."""
+    pair = [value] if isinstance(value, int) else value
+    if (
+        isinstance(pair, list | tuple)
+        and 1 <= len(pair) <= 2
+        and all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= MOST_WORKERS for n in pair)
+        and pair[0] <= pair[-1]
+    ):
+        return value if isinstance(value, int) else tuple(value)
+    raise ValueError(
+        f"{value!r} is neither a number from 1 to {MOST_WORKERS} nor [fewest, most]; write 2, or [1, 2]"
+    )
 
 
 class RanksConfig(Config):
@@ -35,7 +47,7 @@ class RanksConfig(Config):
     parameters too. `offload` "cpu": the optimizer's state lives in host memory.
     """
 
-    workers: Workers | tuple[Workers, Workers] = 1
+    workers: Annotated[int | tuple[int, int], BeforeValidator(_parse_workers)] = 1
     engine: Literal["torch", "deepspeed"] = "torch"
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "cpu"] = "none"
@@ -51,12 +63,6 @@ class RanksConfig(Config):
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @model_validator(mode="after")
-    def _in_order(self) -> RanksConfig:
-        if self.fewest > self.most:
-            raise ValueError(f"workers={list(self.workers)} must be [fewest, most]")  # type: ignore[arg-type]
-        return self
-
-    @model_validator(mode="after")
     def _divided_by_deepspeed(self) -> RanksConfig:
         if self.engine == "torch" and (self.zero_stage or self.offload != "none"):
             raise ValueError(
@@ -67,6 +73,22 @@ class RanksConfig(Config):
                 "offload: cpu moves what ZeRO divides: set zero_stage to 1, 2 or 3, or leave it out"
             )
         return self
+
+    def check(self, train: TrainConfig, device: str) -> None:
+        """Raise ValueError for training that these processes cannot do, or not with one process's numbers."""
+        batch, most = train.batch_size, self.most
+        if batch % most:
+            raise ValueError(
+                f"train.batch_size={batch} cannot be divided among {most} workers; "
+                f"use {divisors_in_words(batch, most)} workers, or a multiple of {most} sequences"
+            )
+        if train.optimizer.kind == "adamw8bit" and self.zero_stage:
+            raise ValueError(
+                "adamw8bit with zero_stage above 0: its moments are quantised in blocks of each parameter, ZeRO cuts "
+                "elsewhere, so the numbers would depend on the number of workers; use adamw, or zero_stage: 0"
+            )
+        if train.precision == "fp16" and self.engine == "deepspeed" and device == "cpu":
+            raise ValueError("precision fp16 with engine: deepspeed is for GPUs; use bf16 or fp32")
 
     @property
     def is_alone(self) -> bool:
@@ -97,12 +119,7 @@ class TrialSpec(Config):
             raise ValueError(
                 "a trial's precision and compile are decided before it is planned; auto is for jobs"
             )
-        batch, most = self.train.batch_size, self.ranks.most
-        if batch % most:
-            raise ValueError(
-                f"train.batch_size={batch} cannot be divided among {most} workers; "
-                f"use {divisors_in_words(batch, most)} workers, or a multiple of {most} sequences"
-            )
+        self.ranks.check(self.train, self.device)
         return self
 
     @property

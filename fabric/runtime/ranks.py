@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
@@ -19,6 +19,9 @@ from fabric.planning.trial import TrialSpec
 from fabric.train.directive import Directive, Report, Stop
 
 WAIT = 5.0  # seconds a rank 0, or the owner, waits at the mailbox before it looks around
+
+
+HELD_BY = "placement_group"  # in a report's row: what the driver gives back when the actor is gone
 
 
 class GroupLostError(RuntimeError):
@@ -76,7 +79,8 @@ def rank_loop(config: dict[str, Any]) -> None:
         return answer
 
     if group.leads:
-        ray.get(mailbox.say.remote("up"))
+        held: Any = ray.util.get_current_placement_group()
+        ray.get(mailbox.say.remote("up", held.id.hex()))
     while True:
         task = group.told(ray.get(mailbox.take.remote()) if group.leads else None)
         if task == "end":
@@ -103,7 +107,7 @@ class WorkerGroup:
         config = {"mailbox": self._mailbox, "source_hash": source_hash}
         self._thread = threading.Thread(target=self._fit, args=(workers, cpus, gpus, config), daemon=True)
         self._thread.start()
-        self._hear("up")
+        _, self.placement_group = self._hear("up")
 
     def _fit(self, workers: int, cpus: int, gpus: float, config: dict[str, Any]) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -146,7 +150,7 @@ class WorkerGroup:
             if kind == "done":
                 return
             try:
-                answer = report(what)
+                answer = report({**what, HELD_BY: self.placement_group})
             except BaseException as error:
                 reason = {"kind": "interrupted", "by": type(error).__name__}
                 ray.get(self._mailbox.answer.remote(Stop(reason)))
@@ -197,6 +201,16 @@ def perform_in_group(task: Mapping[str, Any], report: Report) -> None:
             workers = next_fewer(workers, spec)
             if not workers:
                 raise
+
+
+def give_back(placement_groups: Iterable[str]) -> None:
+    """Free what worker groups hold: Ray keeps it for the driver's lifetime, also when the actor that asked is gone."""
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    for name in placement_groups:
+        with contextlib.suppress(Exception):  # it, or all of Ray, is gone already
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
 
 
 def next_fewer(workers: int, spec: TrialSpec) -> int:

@@ -25,6 +25,7 @@ from fabric.runtime.connect import (
     lost_processes,
     source_hash,
 )
+from fabric.runtime.ranks import HELD_BY, give_back
 from fabric.runtime.signals import clean_stop
 from fabric.runtime.worker import fabric_trial
 from fabric.store import StoreFullError, told_when_full
@@ -44,6 +45,7 @@ class Bridge:
         self.study, self.slots, self.progress = study, slots, progress
         self.caches, self.settings = caches, {**settings, "cache": str(caches.root)}
         self.tasks: dict[str, Task] = {}
+        self.placement_groups: set[str] = set()
         self.interrupted = False
         self.preparing = False
         self.problem: OSError | ValueError | None = None  # why no trial can go on
@@ -115,6 +117,7 @@ class Bridge:
 
     def reported(self, tune_id: str, row: dict[str, Any]) -> bool:
         """Whether the trial goes on."""
+        self.placement_groups |= {row[HELD_BY]} if HELD_BY in row else set()
         task = self.tasks.get(tune_id)
         if task is None or task.kind != "train" or self.over:
             return True
@@ -328,6 +331,8 @@ def run_study(
         # Tune stumbles over its own records where the disk is full (it reads again what it could not write).
         if bridge.problem is None:
             raise
+    finally:
+        give_back(bridge.placement_groups)
     if bridge.problem is not None:
         raise bridge.problem
     return not bridge.interrupted

@@ -48,7 +48,6 @@ class ZeroStepper(Stepper):
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, trial: TrialSpec, group: Group
     ) -> None:
-        check(trial)
         self.trial, self.stage = trial, trial.ranks.zero_stage
         self.engine: Any = None
         # As torch's own state_dict numbers and describes them; DeepSpeed puts flat partitions in their place.
@@ -65,7 +64,9 @@ class ZeroStepper(Stepper):
         if self.stage == 3:
             # A layer's parameters are gathered together: its kernels read weights of several modules at once.
             deepspeed.utils.set_z3_leaf_modules(self._loss, [Block])
-            deepspeed.zero.register_external_parameter(self._loss, self.model.lm_head_weight)
+            # What is read without its module's call (tied output matrices, positions) is gathered for the whole step.
+            for parameter in self._outside_layers():
+                deepspeed.zero.register_external_parameter(self._loss, parameter)
         self.engine, self._sharded, _, _ = deepspeed.initialize(
             model=self._loss, optimizer=self.optimizer, config=self._config(), dist_init_required=False
         )
@@ -73,6 +74,11 @@ class ZeroStepper(Stepper):
         if self._loaded is not None:
             self._put(self._loaded)
             self._loaded = None
+
+    def _outside_layers(self) -> list[nn.Parameter]:
+        layers = [m for m in self.model.modules() if isinstance(m, Block)]
+        inside = {id(p) for layer in layers for p in layer.parameters()}
+        return [p for p in self.model.parameters() if id(p) not in inside]
 
     def _config(self) -> dict[str, Any]:
         zero: dict[str, Any] = {"stage": self.stage}
@@ -207,17 +213,6 @@ class ZeroStepper(Stepper):
             for name, tensor in unique_tensors(twin).items():
                 tensor.copy_(weights.pop(name))
         yield twin
-
-
-def check(trial: TrialSpec) -> None:
-    """Raise ValueError for what DeepSpeed cannot train with the numbers of the torch engine."""
-    if trial.train.optimizer.kind == "adamw8bit" and trial.ranks.zero_stage:
-        raise ValueError(
-            "adamw8bit with zero_stage above 0: its moments are quantised in blocks of each parameter, ZeRO divides "
-            "them elsewhere, so the numbers would depend on the number of workers; use adamw, or zero_stage: 0"
-        )
-    if trial.train.precision == "fp16" and trial.device == "cpu":
-        raise ValueError("precision fp16 with engine: deepspeed is for GPUs; use bf16 or fp32")
 
 
 def _shape(parameter: Any) -> torch.Size:

@@ -143,6 +143,31 @@ def test_two_ranks_train_as_one_process(pair, cached, alone, tmp_path, engine, p
     )
 
 
+ENCODER = {
+    "causal": False, "vocab_size": 300, "positions": "learned", "embedding_norm": True, "token_types": 2,
+    "norm": {"kind": "layernorm"}, "norm_placement": "postln", "ffn": {"kind": "gelu", "d_ff": 64, "bias": True},
+}  # fmt: skip
+MLA = {"kind": "mla", "n_heads": 4, "kv_latent_dim": 16, "qk_nope_dim": 8, "qk_rope_dim": 4, "v_head_dim": 8}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": {"tie_embeddings": False}, "mixer": MLA},
+        {"model": ENCODER, "mixer": {"kind": "mha", "n_heads": 4, "position": "nope", "bias": True},
+         "objective": {"kind": "denoise"}},
+    ],
+    ids=["latent attention, untied", "encoder"],
+)  # fmt: skip
+@pytest.mark.parametrize("engine", ["torch", "zero3"])
+def test_other_architectures_and_objectives_too(pair, cached, tmp_path, engine, options):
+    """ZeRO-3 gathers what is read outside of the layers: output matrices, positions, token types."""
+    wanted = train(
+        trial_of(cached, workers=1, steps=6, **options).model_dump_json(), tmp_path / "a", cached[1].path
+    )
+    agree(pair.train(trial_of(cached, engine, steps=6, **options), tmp_path / "b", cached[1].path), wanted)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_checkpoint_of_two_goes_on_alone_and_back(pair, cached, alone, tmp_path, engine):
     trial = trial_of(cached, engine)
