@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from fabric.data import DataConfig
 from fabric.job.load import Configuration, Job
+from fabric.job.schema import SearchConfig
+from fabric.job.start import vocabulary_warning
 from fabric.train.calendar import calendar
 from models import n_params
 
@@ -27,3 +33,32 @@ def advice(job: Job, configuration: Configuration) -> list[str]:
         if evaluate.every_tokens >= n_steps * train.batch_size * seq_len:
             found.append("evaluate.every_tokens is the whole run: it is evaluated at its end only")
     return found
+
+
+def search_advice(search: SearchConfig, n_points: int) -> list[str]:
+    """A scheduler that has nothing to compare at `n_points` rates, and a competition that stops nothing."""
+    stops = search.scheduler.kind != "fifo"
+    found = []
+    if stops and n_points == 1 and search.compete == "rates":
+        found.append(
+            f"scheduler {search.scheduler.kind} has nothing to compare: there is no nuisance axis, and "
+            "search.compete is rates"
+        )
+    if not stops and search.compete == "arms":
+        found.append(
+            f"compete: arms has no effect with scheduler {search.scheduler.kind}, which stops nothing"
+        )
+    return found
+
+
+def tokenizer_advice(
+    configured: Iterable[tuple[str, Configuration]], data_key: Callable[[DataConfig], str], cache: Path
+) -> list[str]:
+    """Arms (by name) that start from weights of another tokenizer; asked anew each time, as some train theirs first."""
+    arms: dict[str, list[str]] = {}
+    for name, configuration in configured:
+        if configuration.start is not None:
+            key = data_key(configuration.data)
+            if warning := vocabulary_warning(configuration.start, configuration.data, key, cache):
+                arms.setdefault(warning, []).append(name)
+    return [f"{', '.join(names)}: {warning}" for warning, names in arms.items()]

@@ -14,8 +14,7 @@ from fabric.evaluate.test import test_key
 from fabric.job.document import JobError
 from fabric.job.errors import explain
 from fabric.job.load import Configuration, Job
-from fabric.job.start import vocabulary_warning
-from fabric.planning.advice import advice
+from fabric.planning.advice import advice, search_advice, tokenizer_advice
 from fabric.planning.checks import (
     check_effects,
     check_match,
@@ -92,16 +91,7 @@ class Study:
             self.warnings += overruled(self.points, arms)
             check_effects(arms, lambda overrides: self._configured(overrides)[0], self.registry.trial_id)
         check_phases(self.job, lambda overrides: self._configured(overrides + first))
-        stops = search.scheduler.kind != "fifo"
-        if stops and len(self.points) == 1 and search.compete == "rates":
-            self.warnings.append(
-                f"scheduler {search.scheduler.kind} has nothing to compare: there is no nuisance axis, and "
-                "search.compete is rates"
-            )
-        if not stops and search.compete == "arms":
-            self.warnings.append(
-                f"compete: arms has no effect with scheduler {search.scheduler.kind}, which stops nothing"
-            )
+        self.warnings += search_advice(search, len(self.points))
 
     def _configured(self, overrides: Overrides) -> tuple[Configuration, float | None]:
         """The configuration of some overrides, its width solved where the job says `match`, and the mismatch."""
@@ -112,7 +102,8 @@ class Study:
     @property
     def notes(self) -> list[str]:
         """What a user should know: the warnings, and finished trials that were trained under other numerics."""
-        warnings = [*self.warnings, *self._vocabulary_warnings()]
+        configured = [(f"{p.name}/{a.arm.name}", a.configuration) for p in self.phases for a in p.arms]
+        warnings = [*self.warnings, *tokenizer_advice(configured, self.registry.data_key, self.job.cache)]
         if not (foreign := len(self.registry.foreign)):
             return warnings
         were = "trial was" if foreign == 1 else "trials were"
@@ -121,19 +112,6 @@ class Study:
             f"{foreign} finished {were} trained under other numerics (versions, instructions or threads) than this "
             "machine's; --strict-numerics trains them again",
         ]
-
-    def _vocabulary_warnings(self) -> list[str]:
-        """Arms that start from weights of another tokenizer; looked at when asked, as some train theirs first."""
-        arms: dict[str, list[str]] = {}
-        for phase in self.phases:
-            for arm in phase.arms:
-                configured = arm.configuration
-                if configured.start is not None:
-                    key = self.registry.data_key(configured.data)
-                    warning = vocabulary_warning(configured.start, configured.data, key, self.job.cache)
-                    if warning is not None:
-                        arms.setdefault(warning, []).append(f"{phase.name}/{arm.arm.name}")
-        return [f"{', '.join(names)}: {warning}" for warning, names in arms.items()]
 
     @property
     def phase_names(self) -> list[str]:
