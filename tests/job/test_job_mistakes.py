@@ -168,7 +168,11 @@ MISTAKES = [
         ["nuisance axis tunes"],
     ),
     ("max_retries: 1", "max_retries: -1", 33, ["max_retries"]),
-    ("max_retries: 1", "workers: 2", 33, ["one worker"]),
+    ("max_retries: 1", "workers: 3", 33, ["cannot be divided among 3 workers", "use 1, 2 or 4 workers"]),
+    ("max_retries: 1", "workers: [2, 1]", 33, ["[fewest, most]"]),
+    ("max_retries: 1", "workers: two", 33, ["[fewest, most]"]),
+    ("max_retries: 1", "zero_stage: 2", 33, ["set engine: deepspeed"]),
+    ("max_retries: 1", "engine: deepspeed, offload: cpu", 33, ["set zero_stage to 1, 2 or 3"]),
     ("big: {train.tokens: 1M}", "big: [1]", 35, ["mapping"]),
 ]
 
