@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fabric.planning.report import plan
     from fabric.results import results, status
     from fabric.running import run
+    from fabric.runtime.submit import submit
     from fabric.sweeping import sweep
 
 _HOME = {
@@ -34,6 +35,7 @@ _HOME = {
     "results": "fabric.results",
     "run": "fabric.running",
     "status": "fabric.results",
+    "submit": "fabric.runtime.submit",
     "sweep": "fabric.sweeping",
 }
 
@@ -50,6 +52,7 @@ __all__ = [
     "results",
     "run",
     "status",
+    "submit",
     "sweep",
 ]
 

@@ -26,6 +26,7 @@ FUNCTIONS = {
     "sweep": "sweep",
     "plan": "plan",
     "run": "run",
+    "submit": "submit",
     "results": "results",
     "status": "status",
     "models": "list_parts",
