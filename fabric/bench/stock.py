@@ -27,6 +27,7 @@ def run(setting: Setting) -> Measured:
         "lr": spec.train.optimizer.lr,
         "val_tokens": spec.evaluate.val_tokens,
         "n_trials": n,
+        "workers": 1,
     }
 
     def ours() -> float:

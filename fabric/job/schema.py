@@ -217,6 +217,7 @@ class ResourcesConfig(RanksConfig):
     gpus_per_worker: Real = Field(default=0, ge=0)
     max_concurrent: int | None = Field(default=None, ge=1)
     max_retries: int = Field(default=2, ge=0)
+    max_preemptions: int = Field(default=20, ge=0)
 
     @property
     def ranks(self) -> RanksConfig:

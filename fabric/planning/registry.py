@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fabric.job.load import Configuration, Job
-from fabric.planning.tasks import ArmRun, Machine, Role, Trial
+from fabric.planning.tasks import ArmRun, Cause, Machine, Role, Trial
 from fabric.planning.trial import TrialSpec, canonical_json, described
 from fabric.store import FINISHED, Store, TrialRecord
 from models import n_params
@@ -159,12 +159,17 @@ class Registry:
     def read(self, name: str) -> dict[str, Any] | None:
         return self.store.study(self.id, name)
 
-    def note_failure(self, trial: Trial, error: str | None) -> None:
+    def note_failure(self, trial: Trial, error: str | None, cause: Cause) -> None:
         """Record why an attempt failed: a killed worker's last word is that it runs."""
         if not self.dry:
             record = self.record(trial)
             attempt = max(record.attempt_numbers(), default=0)
-            body = {"failed_attempt": attempt, "error": error or "no message", "study": self.id}
+            body = {
+                "failed_attempt": attempt,
+                "error": error or "no message",
+                "cause": cause,
+                "study": self.id,
+            }
             record.write_decision(f"{self.id}-failure-{attempt}", body)
 
     def halve_micro_batch(self, trial: Trial) -> bool:

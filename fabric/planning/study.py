@@ -29,7 +29,7 @@ from fabric.planning.expand import Arm, arms_of_phase, arms_of_search, nuisance_
 from fabric.planning.match import MISMATCH_WARNED, matched_configuration
 from fabric.planning.registry import Registry
 from fabric.planning.rungs import Rungs
-from fabric.planning.tasks import Action, ArmRun, Machine, PhaseRun, Task, Trial, headline
+from fabric.planning.tasks import Action, ArmRun, Cause, Machine, PhaseRun, Task, Trial, headline
 from fabric.store import FINISHED, Store
 from models import n_params, state_bytes
 from models.parts import nearest
@@ -301,8 +301,8 @@ class Study:
             return "stop"
         return "continue"
 
-    def ended(self, trial_id: str, error: str | None = None, out_of_memory: bool = False) -> None:
-        """A worker let go of a trial: because it finished, was told to, or failed with `error`."""
+    def ended(self, trial_id: str, error: str | None = None, cause: Cause = "failure") -> None:
+        """A worker let go of a trial: because it finished, was told to, or failed with `error` of some cause."""
         trial = self.trials[trial_id]
         if self.registry.final(trial) is not None:
             trial.state, trial.end = "ended", "finished"
@@ -313,7 +313,7 @@ class Study:
         elif trial.state == "leaving":
             trial.state = "paused"
         elif trial.state == "running":
-            self._failed(trial, error, out_of_memory)
+            self._failed(trial, error, cause)
         self._judge_phases_of(trial)
 
     def tested(self, trial_id: str, error: str | None = None) -> None:
@@ -329,12 +329,15 @@ class Study:
             where = f"{trial.phase}/{trial.arm} seed {trial.seed}"
             self.warnings.append(f"{where}: the test split was not read: {headline(error)}")
 
-    def _failed(self, trial: Trial, error: str | None, out_of_memory: bool) -> None:
-        self.registry.note_failure(trial, error)
+    def _failed(self, trial: Trial, error: str | None, cause: Cause) -> None:
+        self.registry.note_failure(trial, error, cause)
+        if cause == "preemption":  # the machine's doing, not the trial's
+            trial.preemptions += 1
         # A smaller micro-batch is another try, not a repetition: it does not count as one.
-        if not (out_of_memory and self.registry.halve_micro_batch(trial)):
+        elif not (cause == "memory" and self.registry.halve_micro_batch(trial)):
             trial.failures += 1
-        if trial.failures <= self.job.config.resources.max_retries:
+        limits = self.job.config.resources
+        if trial.failures <= limits.max_retries and trial.preemptions <= limits.max_preemptions:
             trial.state = "waiting"
             return
         trial.state, trial.end = "ended", "failed"

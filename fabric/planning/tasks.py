@@ -11,6 +11,7 @@ from fabric.planning.trial import RanksConfig, TrialSpec
 
 Role = Literal["tuning", "main"]
 Action = Literal["continue", "stop", "pause"]
+Cause = Literal["failure", "memory", "preemption"]  # why a worker let go of a trial that had not ended
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Trial:
     state: Literal["waiting", "running", "leaving", "paused", "ended"] = "waiting"
     end: Literal["finished", "stopped", "failed"] | None = None
     failures: int = 0
+    preemptions: int = 0
     rung_values: dict[int, float | None] = field(default_factory=dict)
     decisions: dict[int, dict[str, Any]] = field(default_factory=dict)  # by rung
 

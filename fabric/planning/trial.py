@@ -44,13 +44,15 @@ class RanksConfig(Config):
 
     `workers` [1, 2]: two, and one where the other is lost: the trial goes on from its checkpoint with those left.
     `zero_stage` (DeepSpeed, arXiv 1910.02054): what the ranks divide: 1 the optimizer's state, 2 gradients too, 3
-    parameters too. `offload` "cpu": the optimizer's state lives in host memory.
+    parameters too. `offload` "cpu": the optimizer's state lives in host memory. A rank that gives no sign of life for
+    `patience_seconds` is given up as a dead one is.
     """
 
     workers: Annotated[int | tuple[int, int], BeforeValidator(_parse_workers)] = 1
     engine: Literal["torch", "deepspeed"] = "torch"
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "cpu"] = "none"
+    patience_seconds: float = Field(default=600.0, gt=0)
 
     @property
     def most(self) -> int:

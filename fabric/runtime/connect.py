@@ -84,11 +84,14 @@ def source_hash() -> str:
 
 
 @contextmanager
-def cluster(address: str | None, n_cpus: int, n_gpus: int = 0) -> Iterator[dict[str, Any]]:
+def cluster(
+    address: str | None, n_cpus: int, n_gpus: int = 0, *, dashboard: bool = False
+) -> Iterator[dict[str, Any]]:
     """Run the block inside a Ray cluster and yield its resources.
 
-    Without an address, a cluster of this machine's own is started and ended with the block (no dashboard, no runtime
-    environment: that would bypass the workers that have torch loaded). With one, it is joined; our packages travel
+    Without an address, a cluster of this machine's own is started and ended with the block (no runtime environment:
+    that would bypass the workers that have torch loaded; a `dashboard`, on loopback, only where Ray Train runs, whose
+    cleaner of what a killed trial held asks it). With one, it is joined; our packages travel
     as `py_modules` unless this process is itself a submitted job, whose environment is the job's.
     """
     import ray
@@ -101,7 +104,7 @@ def cluster(address: str | None, n_cpus: int, n_gpus: int = 0) -> Iterator[dict[
         staged = tempfile.TemporaryDirectory(prefix=f"{STAGED}{os.getpid()}-", ignore_cleanup_errors=True)
         try:
             with handlers_kept():
-                _start(address, n_cpus, n_gpus, Path(staged.name))
+                _start(address, n_cpus, n_gpus, Path(staged.name), dashboard)
         except SystemExit as stopped:  # what Ray's own handler of SIGTERM makes of it
             raise KeyboardInterrupt from stopped
     for name in ("ray.tune", "ray.train"):
@@ -121,7 +124,7 @@ def cluster(address: str | None, n_cpus: int, n_gpus: int = 0) -> Iterator[dict[
             staged.cleanup()
 
 
-def _start(address: str | None, n_cpus: int, n_gpus: int, staged: Path) -> None:
+def _start(address: str | None, n_cpus: int, n_gpus: int, staged: Path, dashboard: bool) -> None:
     """Start Ray from an empty folder: Ray puts the current one on every worker's path, where a user's own `models/`
     would hide ours. The folder outlives the workers (MKL cannot load where the current directory is gone)."""
     import ray
@@ -150,7 +153,8 @@ def _start(address: str | None, n_cpus: int, n_gpus: int, staged: Path) -> None:
                 address="local",  # whatever RAY_ADDRESS says
                 num_cpus=n_cpus,
                 num_gpus=n_gpus or None,
-                include_dashboard=False,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
                 object_store_memory=OBJECT_STORE_BYTES,
                 **quiet,
             )

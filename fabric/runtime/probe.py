@@ -13,7 +13,7 @@ from typing import Any
 from fabric.planning.machine import cpu_count
 from fabric.planning.study import Task
 from fabric.runtime.connect import cluster
-from fabric.runtime.worker import perform, report_to_tune
+from fabric.runtime.worker import perform_on_ray, report_to_tune
 from fabric.store import driver_lock
 from fabric.sweeping import Caches, Silent, new_study, out_root
 from fabric.train.directive import Directive
@@ -30,7 +30,7 @@ def probe(short: Mapping[str, Any], reporting: Mapping[str, Any], out: str) -> d
     with cluster(None, cpu_count()):
         found = {"ray start": time.perf_counter() - began}
         asked, trials = _trials(short, Path(out))
-        found["actor start"] = trials[0]["called"] - asked
+        found["actor start"] = trials[0]["called"] - asked[0]
         found["first step"] = trials[0]["first_step"]
         # From a trial's beginning to the next one's, all but the steps: both, for what one leaves to the other's time.
         found["further trial"] = median(
@@ -41,17 +41,32 @@ def probe(short: Mapping[str, Any], reporting: Mapping[str, Any], out: str) -> d
     return found
 
 
-class _Started(Silent):
-    """Remembers when the first trial was handed to Tune."""
+def probe_groups(short: Mapping[str, Any], stopped: Mapping[str, Any], out: str) -> dict[str, list[float]]:
+    """Seconds from a hand-over to the first step done, on a new worker group and on a warm one, and of a stop.
 
-    at = 0.0
+    `short` is a job of several one-step trials, one at a time; `stopped` one of longer trials, most stopped by ASHA.
+    """
+    with cluster(None, cpu_count(), dashboard=True):
+        asked, trials = _trials(short, Path(out))
+        first, *further = [t["called"] + t["first_step"] - a for a, t in zip(asked, trials, strict=True)]
+        _, trials = _trials(stopped, Path(out))
+    stops = [b["called"] - a["left"] for a, b in pairwise(trials) if a["left"] is not None]
+    return {"first group": [first], "further trial": further, "stop": stops}
+
+
+class _Started(Silent):
+    """Remembers when trials were handed to Tune."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
 
     def started(self, task: Task) -> None:
-        self.at = self.at or time.time()
+        if task.kind == "train":
+            self.at.append(time.time())
 
 
-def _trials(body: Mapping[str, Any], out: Path) -> tuple[float, list[dict[str, Any]]]:
-    """When a job's first trial was handed out, and the times of all, by when they began."""
+def _trials(body: Mapping[str, Any], out: Path) -> tuple[list[float], list[dict[str, Any]]]:
+    """When a job's trials were handed out, and the times each left, by when they began."""
     from fabric.job.load import load_job
     from fabric.runtime.tune import run_study
 
@@ -79,7 +94,7 @@ def _trials(body: Mapping[str, Any], out: Path) -> tuple[float, list[dict[str, A
 def timed_trial(config: dict[str, Any]) -> None:
     """`fabric_trial`, leaving its times on disk: after the last report Tune may not come back."""
     task = config["task"]
-    times: dict[str, Any] = {"called": time.time(), "reports": []}
+    times: dict[str, Any] = {"called": time.time(), "reports": [], "left": None}
     file = Path(task["store"], TIMES, f"{task['trial']}.json")
 
     def report(row: Mapping[str, Any]) -> Directive:
@@ -87,12 +102,17 @@ def timed_trial(config: dict[str, Any]) -> None:
         times.setdefault("first_step", began - times["called"])
         times["steps"] = row["seconds"]
         _write(file, times)
-        directive = report_to_tune(row)
+        try:
+            directive = report_to_tune(row)
+        except SystemExit:  # Tune's stop
+            times["left"] = began
+            _write(file, times)
+            raise
         times["reports"].append(time.time() - began)
         _write(file, times)
         return directive
 
-    perform(task, report_to_tune if task["kind"] == "test" else report)
+    perform_on_ray(task, report_to_tune if task["kind"] == "test" else report)
 
 
 def _write(file: Path, times: Mapping[str, Any]) -> None:

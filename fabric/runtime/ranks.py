@@ -8,20 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
 from fabric.planning.trial import TrialSpec
-from fabric.train.directive import Directive, Report, Stop
+from fabric.runtime.notices import are_gone, here, is_leaving
+from fabric.train.directive import Directive, PreemptedError, Report, Stop
 
+AFTER_PATIENCE = 60.0  # seconds: Ray Train notices a silent rank before torch.distributed gives up
 WAIT = 5.0  # seconds a rank 0, or the owner, waits at the mailbox before it looks around
 
 
+NODE_LOST_WITHIN = 10.0  # seconds: a node's death is known after that of its processes
+
+
 HELD_BY = "placement_group"  # in a report's row: what the driver gives back when the actor is gone
+
+
+class Shape(NamedTuple):
+    """What makes two worker groups alike: ranks, what each has, and how long it may be silent."""
+
+    workers: int
+    cpus: int
+    gpus: float
+    patience: float
 
 
 class GroupLostError(RuntimeError):
@@ -78,9 +94,10 @@ def rank_loop(config: dict[str, Any]) -> None:
         answer: Directive = ray.get(mailbox.ask.remote(dict(row)))
         return answer
 
+    nodes = group.gathered(here())
     if group.leads:
         held: Any = ray.util.get_current_placement_group()
-        ray.get(mailbox.say.remote("up", held.id.hex()))
+        ray.get(mailbox.say.remote("up", {"placement_group": held.id.hex(), "nodes": nodes}))
     while True:
         task = group.told(ray.get(mailbox.take.remote()) if group.leads else None)
         if task == "end":
@@ -88,7 +105,11 @@ def rank_loop(config: dict[str, Any]) -> None:
         if task is None:
             continue
         try:
-            perform(task, report, group)
+            perform(task, report, group, leaving=lambda: is_leaving(nodes))
+        except PreemptedError as left:
+            if group.leads:
+                ray.get(mailbox.say.remote("left", str(left)))
+            return
         except Exception as error:
             ray.get(mailbox.say.remote("failed", f"rank {group.rank}: {type(error).__name__}: {error}"))
             raise
@@ -99,26 +120,32 @@ def rank_loop(config: dict[str, Any]) -> None:
 class WorkerGroup:
     """A living group. Every method is called by the thread that runs the Tune function."""
 
-    def __init__(self, workers: int, cpus: int, gpus: float, source_hash: str) -> None:
-        self.shape = (workers, cpus, gpus)
+    def __init__(self, shape: Shape, source_hash: str) -> None:
+        self.shape = shape
         self._mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
         self._ended: str | None = None
         self._has_died = False  # a rank, not of an error of its own
         config = {"mailbox": self._mailbox, "source_hash": source_hash}
-        self._thread = threading.Thread(target=self._fit, args=(workers, cpus, gpus, config), daemon=True)
+        self._thread = threading.Thread(target=self._fit, args=(config,), daemon=True)
         self._thread.start()
-        _, self.placement_group = self._hear("up")
+        _, up = self._hear("up")
+        self.placement_group: str = up["placement_group"]
+        self.nodes: list[str] = up["nodes"]
 
-    def _fit(self, workers: int, cpus: int, gpus: float, config: dict[str, Any]) -> None:
+    def _fit(self, config: dict[str, Any]) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        workers, cpus, gpus, patience = self.shape
+        os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience)
         storage = tempfile.TemporaryDirectory(prefix="fabric-ranks-", ignore_cleanup_errors=True)
         try:
             TorchTrainer(
                 rank_loop,
                 train_loop_config=config,
-                torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+                torch_config=TorchConfig(
+                    "nccl" if gpus else "gloo", timeout_s=round(patience + AFTER_PATIENCE)
+                ),
                 scaling_config=ScalingConfig(
                     num_workers=workers,
                     use_gpu=bool(gpus),
@@ -166,6 +193,9 @@ class WorkerGroup:
                     raise GroupLostError(f"the worker group was lost: {self._ended}")
                 continue
             kind, what = event
+            if kind == "left":
+                self.end()
+                raise PreemptedError(what)
             if kind == "failed":
                 self._thread.join(60)  # Ray Train hears what became of each rank
                 self.end()
@@ -195,11 +225,14 @@ def perform_in_group(task: Mapping[str, Any], report: Report) -> None:
     workers = spec.ranks.most
     while True:
         try:
-            _group((workers, spec.threads, float(task["gpus"])), task["source_hash"]).run(task, report)
+            shape = Shape(workers, spec.threads, float(task["gpus"]), spec.ranks.patience_seconds)
+            _group(shape, task["source_hash"]).run(task, report)
             return
-        except GroupLostError:
+        except GroupLostError as lost:
             workers = next_fewer(workers, spec)
             if not workers:
+                if _node_is_gone():
+                    raise PreemptedError(str(lost)) from None
                 raise
 
 
@@ -219,11 +252,21 @@ def next_fewer(workers: int, spec: TrialSpec) -> int:
     return next((n for n in smaller if spec.train.batch_size % n == 0), 0)
 
 
-def _group(shape: tuple[int, int, float], source_hash: str) -> WorkerGroup:
+def _node_is_gone() -> bool:
+    """Whether the group was lost with a node of its; a dead process alone is a failure of the trial's."""
+    deadline = time.monotonic() + NODE_LOST_WITHIN
+    while _GROUP is not None and time.monotonic() < deadline:
+        if are_gone(_GROUP.nodes):
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def _group(shape: Shape, source_hash: str) -> WorkerGroup:
     global _GROUP
     if _GROUP is not None and (not _GROUP.is_alive or _GROUP.shape != shape):
         _GROUP.end()
         _GROUP = None
     if _GROUP is None:
-        _GROUP = WorkerGroup(*shape, source_hash)
+        _GROUP = WorkerGroup(shape, source_hash)
     return _GROUP

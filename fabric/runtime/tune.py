@@ -18,6 +18,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from fabric.planning.study import Action, Study, Task
+from fabric.planning.tasks import Cause
 from fabric.runtime.connect import (
     ClusterLostError,
     SourcesDifferError,
@@ -34,6 +35,7 @@ from fabric.sweeping import Caches, Progress, task_body
 SECONDS_TO_STOP = (
     2  # before Tune kills an actor that still trains when the sweep is interrupted (its default: 10)
 )
+NODE_LOST = re.compile(r"node has died|node was terminated|node .*preempted", re.IGNORECASE)
 
 
 class Bridge:
@@ -136,7 +138,7 @@ class Bridge:
             return
         with self.recording():
             if task.kind == "train":
-                self.study.ended(task.trial.id, error, error is not None and is_memory(error))
+                self.study.ended(task.trial.id, error, cause_of(error))
             else:
                 self.study.tested(task.trial.id, error)
         self.progress.ended(task, error)
@@ -158,9 +160,13 @@ def _not_the_trial(error: str) -> OSError | ValueError | None:
     return None
 
 
-def is_memory(error: str) -> bool:
-    """Whether a worker's error says that memory was short: our own word, or Ray's memory monitor's."""
-    return "OutOfMemory" in error or "running low on memory" in error
+def cause_of(error: str | None) -> Cause:
+    """What a worker's error says happened, by our own words in it or Ray's: its memory monitor's, of lost nodes."""
+    if error is None:
+        return "failure"
+    if "OutOfMemory" in error or "running low on memory" in error:
+        return "memory"
+    return "preemption" if "PreemptedError" in error or NODE_LOST.search(error) else "failure"
 
 
 class PlannerSearcher(Searcher):

@@ -15,7 +15,7 @@ from fabric.data import TokenCache
 from fabric.planning.trial import TrialSpec
 from fabric.runtime.connect import ROOT, SourcesDifferError, source_hash
 from fabric.store import Store
-from fabric.train.directive import Continue, Directive
+from fabric.train.directive import PREEMPTED, Continue, Directive, Leaving, PreemptedError, Report, never
 from fabric.train.group import ALONE, Group
 from fabric.train.start import weights_file
 
@@ -29,15 +29,22 @@ def fabric_trial(config: dict[str, Any]) -> None:
     """
     # Also where the cluster's environment was not ours to set: a slow end must not cost the next trial its actor.
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
-    task = config["task"]
+    perform_on_ray(config["task"], report_to_tune)
+
+
+def perform_on_ray(task: Mapping[str, Any], report: Report) -> None:
+    """Do a task in this actor, or in its worker group."""
     same_sources(task["source_hash"])
     os.environ["RAYON_NUM_THREADS"] = str(task["threads"])
     if task["in_group"]:
         from fabric.runtime.ranks import perform_in_group
 
-        perform_in_group(task, report_to_tune)
+        perform_in_group(task, report)
     else:
-        perform(task, report_to_tune)
+        from fabric.runtime.notices import here, is_leaving
+
+        node = (here(),)
+        perform(task, report, leaving=lambda: is_leaving(node))
 
 
 def same_sources(driver: str) -> None:
@@ -57,8 +64,11 @@ def report_to_tune(row: Mapping[str, Any]) -> Directive:
     return Continue()
 
 
-def perform(task: Mapping[str, Any], report: Any, group: Group = ALONE) -> None:
-    """Do a task with any `report` function, on every rank of a group; the inline runner uses it without Ray."""
+def perform(task: Mapping[str, Any], report: Report, group: Group = ALONE, leaving: Leaving = never) -> None:
+    """Do a task with any `report` function, on every rank of a group; the inline runner uses it without Ray.
+
+    Raises PreemptedError when it was left because of `leaving`: then its checkpoint is on disk.
+    """
     record = Store(task["store"]).trial(task["trial"], task["numerics"])
     if record.spec() is None:
         raise RuntimeError(
@@ -73,7 +83,7 @@ def perform(task: Mapping[str, Any], report: Any, group: Group = ALONE) -> None:
         if group.leads:
             report(read_test_split(spec, record, cache))
         return
-    fabric.train.loop.run(
+    outcome = fabric.train.loop.run(
         spec,
         record,
         cache,
@@ -82,8 +92,12 @@ def perform(task: Mapping[str, Any], report: Any, group: Group = ALONE) -> None:
         micro_batch_size=task["micro_batch_size"],
         weights=None if spec.weights is None else weights_file(task["cache"], spec.weights),
         group=group,
+        leaving=leaving,
         provenance={"invocation": task["invocation"], "source_hash": task["source_hash"]},
     )
+    if outcome.reason.get("kind") == PREEMPTED:
+        # An error: Tune would give the next trial to an actor that returns.
+        raise PreemptedError(f"its node is taken away; its checkpoint of step {outcome.step} is written")
 
 
 def token_cache(root: str, key: str) -> TokenCache:

@@ -21,7 +21,18 @@ from fabric.store import FAILED, FINISHED, RUNNING, STOPPED, dump_json
 from fabric.train import process
 from fabric.train.calendar import calendar
 from fabric.train.checkpoint import newest_checkpoint, save_checkpoint
-from fabric.train.directive import CheckpointAndExit, Continue, Directive, Outcome, Report, Stop, keep_going
+from fabric.train.directive import (
+    PREEMPTED,
+    CheckpointAndExit,
+    Continue,
+    Directive,
+    Leaving,
+    Outcome,
+    Report,
+    Stop,
+    keep_going,
+    never,
+)
 from fabric.train.engine import Engine
 from fabric.train.group import ALONE, Group
 from fabric.train.memory import is_out_of_memory
@@ -45,6 +56,7 @@ def run(
     micro_batch_size: int | None = None,
     weights: Path | None = None,
     group: Group = ALONE,
+    leaving: Leaving = never,
 ) -> Outcome:
     """Train `trial` to its end, or to where `report` says; returns how it ended.
 
@@ -53,7 +65,8 @@ def run(
     trial trains nothing and reports its final row, measured again when `trial.evaluate` wants other measurements. An
     evaluated row on disk whose report may not have been delivered (the process died) is reported again on resume.
     `micro_batch_size` overrides the trial's and a checkpoint's; `weights` is the file whose hash `trial.weights` is.
-    Every rank of a `group` calls it alike; rank 0 alone writes, reports and decides.
+    Every rank of a `group` calls it alike; rank 0 alone writes, reports and decides. Where `leaving()` holds after a
+    step, a checkpoint is written and the run ends ("preempted").
 
     Divergence is an `Outcome`, not an error. Raises what went wrong otherwise, after writing it to the status:
     `OutOfMemory` when not even a micro-batch of one fits; SystemExit and KeyboardInterrupt leave the trial resumable.
@@ -81,7 +94,7 @@ def run(
     training: _Training | None = None
     try:
         with _no_collection():
-            training = _Training(trial, attempt, cache, report, rung_tokens, clock, weights, group)
+            training = _Training(trial, attempt, cache, report, rung_tokens, clock, weights, group, leaving)
             if newest is not None:
                 training.resume(newest[1], record, before)
                 newest = None  # its bytes are as large as the model and the optimizer
@@ -145,8 +158,9 @@ class _Training:
         clock: Callable[[], float],
         weights: Path | None,
         group: Group,
+        leaving: Leaving,
     ) -> None:
-        self.group = group
+        self.group, self.leaving = group, leaving
         self.trial, self.config, self.cache, self.report = trial, trial.train, cache, report
         self.attempt, self.recorder = attempt, Recorder(attempt, trial.train.checkpoint, clock)
         self.engine = Engine(trial, cache, weights, group)
@@ -203,16 +217,18 @@ class _Training:
                 return outcome
         elif logged:
             self.recorder.add(engine.row())
-        self._keep_up(step)
-        return None
+        return self._keep_up(step)
 
-    def _keep_up(self, step: int) -> None:
-        checkpoint, beat = self.group.told(self.recorder.due(step))
+    def _keep_up(self, step: int) -> Outcome | None:
+        checkpoint, beat, leaves = self.group.told((*self.recorder.due(step), self.leaving()))
+        if leaves:
+            return self._obey(CheckpointAndExit({"kind": PREEMPTED}), {})
         if checkpoint:
             self._checkpoint()
         if beat:
             self.recorder.beat(step)
             gc.collect()
+        return None
 
     def _checkpoint(self) -> None:
         """Rows, then the state they lead up to, unless it is on disk already or has diverged."""
@@ -274,12 +290,12 @@ class _Training:
             reason = dict(directive.reason)
         elif isinstance(directive, CheckpointAndExit):
             self._checkpoint()
-            reason = {"kind": "paused"}
+            reason = dict(directive.reason)
         else:
             raise TypeError(
                 f"report returned {directive!r}; allowed: Continue, Stop(reason), CheckpointAndExit"
             )
-        self.recorder.end(STOPPED, step, reason, row)
+        self.recorder.end(STOPPED, step, reason, row or None)
         return Outcome(STOPPED, reason, step, row)
 
     def _converged(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ WITH_RAY = [
     "cache",
     "overhead",
     "stock",
+    "groups",
     "warm",
 ]  # a Ray of their own, some of them several
 

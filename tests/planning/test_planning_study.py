@@ -339,14 +339,28 @@ def test_running_out_of_memory_halves_the_micro_batch_and_is_no_failure():
     for _ in range(2):
         task = study.next_task()
         assert task.trial is trial
-        study.ended(trial.id, "the memory monitor killed it", out_of_memory=True)
+        study.ended(trial.id, "the memory monitor killed it", cause="memory")
         sizes.append(study.registry.micro_batch_size(trial))
     assert sizes == [2, 1]
     again = study_of(study.job, store)
     task = again.next_task()
     assert again.registry.micro_batch_size(task.trial) == 1
-    again.ended(task.trial.id, "the memory monitor killed it", out_of_memory=True)
+    again.ended(task.trial.id, "the memory monitor killed it", cause="memory")
     assert again.trials[trial.id].end == FAILED, "a micro-batch of one cannot be smaller"
+
+
+def test_preemptions_are_counted_apart_from_failures():
+    limits = {"max_retries": 0, "max_preemptions": 2}
+    study = study_of(job_of({"mode": "grid", "axes": [QK], "seeds": 1}, resources=limits), memory_store())
+    trial = study.phases[0].arms[0].main[0]
+    for _ in range(3):
+        assert trial.state == "waiting"
+        assert study.next_task().trial is trial
+        study.ended(trial.id, "its node was taken away", cause="preemption")
+    assert (trial.failures, trial.preemptions, trial.end) == (0, 3, FAILED)
+    assert {d["cause"] for d in study.registry.record(trial).decisions(f"{study.id}-failure-")} == {
+        "preemption"
+    }
 
 
 def test_a_test_reading_that_failed_is_tried_again_then_said_and_done_by_the_next_run():

@@ -116,6 +116,24 @@ def test_pause_and_go_on_equals_an_undisturbed_run(prepared, store):
     assert parts.provenance(2)["resumed_attempt"] == 1
 
 
+def test_a_process_that_is_taken_away_leaves_a_checkpoint(prepared, store):
+    data, cache = prepared
+    trial = make_trial(data, cache, steps=6, evaluate={"times": 3}, log_every_steps=1)
+    whole, parts = store.trial("whole"), store.trial("parts")
+    loop.run(trial, whole, cache)
+    asked = iter([False, False, True])
+    left = loop.run(trial, parts, cache, leaving=lambda: next(asked))
+    assert (left.state, left.reason, left.step) == (STOPPED, {"kind": "preempted"}, 3)
+    assert [row["step"] for row in parts.metrics()] == [1, 2, 3]
+    assert parts.status().reason == {"kind": "preempted"}
+    report = Reports()
+    assert loop.run(trial, parts, cache, report=report).state == FINISHED
+    assert parts.provenance(2)["resumed_step"] == 3
+    assert report.steps == [4, 6]
+    assert losses(parts) == losses(whole)
+    assert final_files(parts)["model.safetensors"] == final_files(whole)["model.safetensors"]
+
+
 @pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt()])
 def test_leaving_out_of_a_report_keeps_the_trial_resumable(prepared, store, error):
     data, cache = prepared

@@ -1,0 +1,126 @@
+"""A cluster of several nodes on this machine, started by the commands of cluster/on-premise.yaml on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from drill_kit import ROOT, descendants, ray_of
+
+FILE = ROOT / "cluster" / "on-premise.yaml"
+# Ours, for nodes on one machine: small, quick to notice a death, and no dashboard unless asked for.
+HEAD = "--num-cpus=0 --node-ip-address=127.0.0.1"
+NODE = "--num-cpus=1"
+QUICK = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "4",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_command(kind: str) -> tuple[dict[str, str], list[str]]:
+    """The environment and arguments of the file's `ray start` of a head or of a worker."""
+    (line,) = (c for c in yaml.safe_load(FILE.read_text())[f"{kind}_start_ray_commands"] if "ray start" in c)
+    words = shlex.split(line)
+    begin = words.index("ray")
+    return dict(w.split("=", 1) for w in words[:begin]), words[begin + 2 :]
+
+
+class Nodes:
+    """A head without CPUs, and nodes of one CPU each; every one a `ray start --block`."""
+
+    def __init__(self, n_nodes: int, *, dashboard: int | None = None, **environment: str) -> None:
+        self.port, self.folder = free_port(), tempfile.mkdtemp(prefix="fray")
+        self.environment = {**QUICK, **environment}
+        self.address = f"127.0.0.1:{self.port}"
+        own, arguments = start_command("head")
+        arguments = [a for a in arguments if not a.startswith(("--port=", "--autoscaling-config="))]
+        arguments += [f"--port={self.port}", f"--temp-dir={self.folder}", *HEAD.split()]
+        arguments += [f"--ray-client-server-port={free_port()}", "--object-store-memory=100000000"]
+        arguments += [f"--dashboard-port={dashboard}"] if dashboard else ["--include-dashboard=false"]
+        self.processes = [self._start(own, arguments)]
+        self.processes += [self.add() for _ in range(n_nodes)]
+
+    def add(self) -> subprocess.Popen[bytes]:
+        """One node more."""
+        own, arguments = start_command("worker")
+        address = next(a for a in arguments if a.startswith("--address="))
+        assert re.fullmatch(r"--address=\$RAY_HEAD_IP:\d+", address), address
+        arguments = [a for a in arguments if a != address]
+        arguments += [f"--address={self.address}", "--node-ip-address=127.0.0.1", *NODE.split()]
+        return self._start(own, [*arguments, "--object-store-memory=100000000"])
+
+    def _start(self, own: dict[str, str], arguments: list[str]) -> subprocess.Popen[bytes]:
+        log = Path(self.folder, f"start-{time.monotonic_ns()}.txt")
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_"))}
+        ray = [sys.executable, str(Path(sys.executable).parent / "ray"), "start", *arguments, "--block"]
+        with open(log, "w") as file:
+            environment = {**clean, **own, **self.environment}
+            process = subprocess.Popen(ray, stdout=file, stderr=file, env=environment, start_new_session=True)
+        deadline = time.monotonic() + 90
+        while "Ray runtime started" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, "a node does not start"
+            time.sleep(0.1)
+        return process
+
+    @property
+    def pids(self) -> list[int]:
+        """Of every `ray start`."""
+        return [p.pid for p in self.processes]
+
+    def raylet(self, node: int) -> int:
+        """The raylet of a node; 0 is the head."""
+        (pid,) = ray_of(self.pids[node])["raylet"]
+        return pid
+
+    def kill(self, *nodes: int) -> None:
+        """SIGKILL to all of some nodes' processes."""
+        for node in nodes:
+            for pid in [self.pids[node], *descendants(self.pids[node])]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.processes[node].wait(10)
+
+    def end(self) -> None:
+        """Nothing of it is left, whatever was killed before."""
+        self.kill(*range(len(self.processes)))
+        for entry in Path(
+            "/proc"
+        ).iterdir():  # orphans of killed raylets, by the folder they were started with
+            with contextlib.suppress(OSError, ValueError):
+                if entry.name.isdigit() and self.folder.encode() in (entry / "cmdline").read_bytes():
+                    os.kill(int(entry.name), signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def nodes(n_nodes: int, **settings: Any) -> Iterator[Nodes]:
+    """A cluster that is gone when the block ends."""
+    cluster = Nodes(n_nodes, **settings)
+    try:
+        yield cluster
+    finally:
+        cluster.end()
