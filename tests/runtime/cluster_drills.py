@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster_kit import Nodes, nodes
+from cluster_kit import Nodes, left_behind, nodes
 from drill_kit import (
     Ledger,
     Sweep,
@@ -126,6 +126,7 @@ def on_cluster(folder: Path, file: Path, fault: Callable[[Run], None] | None, le
                 ledger.look(sweep.store)
                 fault(Run(cluster, sweep, folder))
             if sweep.wait(240) == 0:
+                assert left_behind(cluster.address) == []
                 return sweep
             assert_honest(sweep.root)
             ledger.look(sweep.store)

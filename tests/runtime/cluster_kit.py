@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -22,7 +23,6 @@ from drill_kit import ROOT, descendants, ray_of
 
 FILE = ROOT / "cluster" / "on-premise.yaml"
 # Ours, for nodes on one machine: small, quick to notice a death, and no dashboard unless asked for.
-HEAD = "--num-cpus=0 --node-ip-address=127.0.0.1"
 NODE = "--num-cpus=1"
 QUICK = {
     "RAY_AUTH_MODE": "disabled",
@@ -48,43 +48,77 @@ def start_command(kind: str) -> tuple[dict[str, str], list[str]]:
     return dict(w.split("=", 1) for w in words[:begin]), words[begin + 2 :]
 
 
-class Nodes:
-    """A head without CPUs, and nodes of one CPU each; every one a `ray start --block`."""
+LEFT = """
+import json, sys, time, ray
+from ray.util import placement_group_table
+from ray._private.state import actors
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level=50)
+deadline = time.monotonic() + 15
+while True:
+    groups = [g["state"] for g in placement_group_table().values() if g["state"] != "REMOVED"]
+    living = [a["State"] for a in actors().values() if a["State"] != "DEAD"]
+    if not groups + living or time.monotonic() > deadline:
+        break
+    time.sleep(0.5)
+print(json.dumps(groups + living))
+"""
 
-    def __init__(self, n_nodes: int, *, dashboard: int | None = None, **environment: str) -> None:
+
+def left_behind(address: str) -> list[str]:
+    """Placement groups and actors a cluster still holds, fifteen seconds after at the latest."""
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    command = [sys.executable, "-c", LEFT, address]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return list(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+class Nodes:
+    """A head, without CPUs unless it is alone, and nodes of one CPU each; every one a `ray start --block`."""
+
+    def __init__(
+        self, n_nodes: int, *, head_cpus: int = 0, dashboard: int | None = None, **environment: str
+    ) -> None:
         self.port, self.folder = free_port(), tempfile.mkdtemp(prefix="fray")
         self.environment = {**QUICK, **environment}
         self.address = f"127.0.0.1:{self.port}"
         own, arguments = start_command("head")
         arguments = [a for a in arguments if not a.startswith(("--port=", "--autoscaling-config="))]
-        arguments += [f"--port={self.port}", f"--temp-dir={self.folder}", *HEAD.split()]
+        arguments += [f"--port={self.port}", f"--temp-dir={self.folder}", f"--num-cpus={head_cpus}"]
+        arguments += ["--node-ip-address=127.0.0.1"]
         arguments += [f"--ray-client-server-port={free_port()}", "--object-store-memory=100000000"]
         arguments += [f"--dashboard-port={dashboard}"] if dashboard else ["--include-dashboard=false"]
-        self.processes = [self._start(own, arguments)]
-        self.processes += [self.add() for _ in range(n_nodes)]
+        self.processes: list[subprocess.Popen[bytes]] = []
+        try:
+            self._start(own, arguments)
+            for _ in range(n_nodes):
+                self.add()
+        except BaseException:
+            self.end()
+            raise
 
-    def add(self) -> subprocess.Popen[bytes]:
+    def add(self) -> None:
         """One node more."""
         own, arguments = start_command("worker")
         address = next(a for a in arguments if a.startswith("--address="))
         assert re.fullmatch(r"--address=\$RAY_HEAD_IP:\d+", address), address
         arguments = [a for a in arguments if a != address]
         arguments += [f"--address={self.address}", "--node-ip-address=127.0.0.1", *NODE.split()]
-        return self._start(own, [*arguments, "--object-store-memory=100000000"])
+        self._start(own, [*arguments, "--object-store-memory=100000000"])
 
-    def _start(self, own: dict[str, str], arguments: list[str]) -> subprocess.Popen[bytes]:
+    def _start(self, own: dict[str, str], arguments: list[str]) -> None:
         log = Path(self.folder, f"start-{time.monotonic_ns()}.txt")
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_"))}
         ray = [sys.executable, str(Path(sys.executable).parent / "ray"), "start", *arguments, "--block"]
         with open(log, "w") as file:
             environment = {**clean, **own, **self.environment}
             process = subprocess.Popen(ray, stdout=file, stderr=file, env=environment, start_new_session=True)
+        self.processes.append(process)
         deadline = time.monotonic() + 90
         while "Ray runtime started" not in log.read_text():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, "a node does not start"
             time.sleep(0.1)
-        return process
 
     @property
     def pids(self) -> list[int]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cluster_kit import left_behind, nodes
 from drill_kit import (
     FIFO,
     ROOT,
@@ -286,68 +284,11 @@ def test_a_worker_killed_for_memory_gets_half_the_micro_batch(tmp_path):
 # -- a cluster that is there already -----------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
-def head(tmp_path):
-    """Address and process of a cluster of two CPUs, started by hand on loopback."""
-    folder, port = tempfile.mkdtemp(prefix="fray"), free_port()
-    ray = Path(sys.executable).parent / "ray"
-    options = ["--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=2", "--block"]
-    options += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
-    options += [f"--ray-client-server-port={free_port()}", "--object-store-memory=100000000"]
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_"))}
-    with open(tmp_path / "head.txt", "w") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(ray), "start", *options],
-            stdout=log,
-            stderr=log,
-            env={**clean, "RAY_AUTH_MODE": "disabled"},
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + 90
-    while "Ray runtime started" not in (tmp_path / "head.txt").read_text():
-        assert process.poll() is None, (tmp_path / "head.txt").read_text()
-        assert time.monotonic() < deadline, "the head does not start"
-        time.sleep(0.2)
-    yield SimpleNamespace(address=f"127.0.0.1:{port}", pid=process.pid)
-    family = descendants(process.pid)
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(15)
-    for pid in family:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-LEFT = """
-import json, sys, time, ray
-from ray.util import placement_group_table
-from ray._private.state import actors
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level=50)
-deadline = time.monotonic() + 15
-while True:
-    groups = [g["state"] for g in placement_group_table().values() if g["state"] != "REMOVED"]
-    living = [a["State"] for a in actors().values() if a["State"] != "DEAD"]
-    if not groups + living or time.monotonic() > deadline:
-        break
-    time.sleep(0.5)
-print(json.dumps(groups + living))
-"""
-
-
-def left_behind(address: str) -> list[str]:
-    """Placement groups and actors a cluster still holds, fifteen seconds after at the latest."""
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    command = [sys.executable, "-c", LEFT, address]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return list(json.loads(done.stdout.strip().splitlines()[-1]))
+def head():
+    """A cluster of two CPUs, started by hand on loopback."""
+    with nodes(0, head_cpus=2) as cluster:
+        yield cluster
 
 
 @pytest.mark.drill
@@ -379,7 +320,7 @@ def test_joining_a_cluster_leaves_nothing_on_it(tmp_path, head):
     )
     with sweeping(file, out, "--address", head.address, **where) as run:
         run.until(running, 120)
-        for pid in [*ray_of(head.pid)["gcs"], *ray_of(head.pid)["raylet"]]:
+        for pid in [*ray_of(head.pids[0])["gcs"], head.raylet(0)]:
             os.kill(pid, signal.SIGKILL)
         assert run.wait(55) == 2, run.stderr
     assert "Ray's head ended under the sweep" in run.stderr
