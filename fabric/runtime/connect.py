@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric.planning.machine import WORKER_MODULES
+from fabric.runtime.auth import settle
 from fabric.runtime.signals import handlers_kept
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +44,6 @@ ENVIRONMENT = {
 # For a cluster of our own, which never comes back: its head is gone when it does not answer for this long.
 OWN_CLUSTER = {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
-    "RAY_AUTH_MODE": "disabled",
     "RAY_idle_worker_killing_time_threshold_ms": "3600000",  # the preloaded workers wait until there is data
     "RAY_worker_niceness": "0",  # at Ray's 15 whatever else the machine does comes first, also in what is measured
 }
@@ -95,16 +95,23 @@ def cluster(
     as `py_modules` unless this process is itself a submitted job, whose environment is the job's.
     """
     import ray
+    from ray.exceptions import AuthenticationError
 
     joined = ray.is_initialized()
     for name, value in {**ENVIRONMENT, **({} if address or joined else OWN_CLUSTER)}.items():
         os.environ.setdefault(name, value)
     if not joined:
+        settle(address)
         _remove_abandoned()
         staged = tempfile.TemporaryDirectory(prefix=f"{STAGED}{os.getpid()}-", ignore_cleanup_errors=True)
         try:
             with handlers_kept():
                 _start(address, n_cpus, n_gpus, Path(staged.name), dashboard)
+        except AuthenticationError as error:
+            raise ConnectionError(
+                f"{address or 'Ray'} asks for a token ({str(error).splitlines()[0]}): put it into ~/.ray/auth_token, "
+                "or set RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN, and RAY_AUTH_MODE=token"
+            ) from None
         except SystemExit as stopped:  # what Ray's own handler of SIGTERM makes of it
             raise KeyboardInterrupt from stopped
     for name in ("ray.tune", "ray.train"):

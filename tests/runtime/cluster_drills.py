@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster_kit import Nodes, left_behind, nodes
+from cluster_kit import Nodes, free_port, left_behind, nodes
 from drill_kit import (
     Ledger,
     Sweep,
@@ -42,7 +42,7 @@ from drill_kit import (
 
 from fabric.store import Store
 
-STEPS, EVERY = 300, 20
+STEPS, EVERY = 120, 10
 PATIENCE = 8.0
 RESOURCES = {"workers": 2, "engine": "deepspeed", "zero_stage": 2, "patience_seconds": PATIENCE}
 JOINED = {"RAY_AUTH_MODE": "disabled"}
@@ -120,7 +120,10 @@ def study(folder: Path, steps: int) -> dict[str, Any]:
 def on_cluster(folder: Path, file: Path, fault: Callable[[Run], None] | None, ledger: Ledger) -> Sweep:
     """The study on clusters, each of them new, until it ends well; with a fault in the middle of the first."""
     for attempt in range(3):
-        with nodes(3) as cluster, sweeping(file, folder, "--address", cluster.address, **JOINED) as sweep:
+        with (
+            nodes(3, dashboard=free_port()) as cluster,
+            sweeping(file, folder, "--address", cluster.address, **JOINED) as sweep,
+        ):
             if fault is not None and attempt == 0:
                 sweep.until(lambda s: running(s) and any(step_of(s, t) > EVERY for t, _ in running(s)), 120)
                 ledger.look(sweep.store)
