@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
@@ -20,9 +21,10 @@ def settle(address: str | None) -> None:
     if mode is None:
         mode = "token" if address and (os.environ.get(TOKEN) or _file().is_file()) else "disabled"
         os.environ[MODE] = mode
-        from ray._raylet import Config
+        import ray
 
-        Config.initialize("")  # it was read when Ray was imported
+        raylet: Any = ray._raylet
+        raylet.Config.initialize("")  # it was read when Ray was imported
     if mode.lower() == "token" and not os.environ.get(TOKEN):
         _private_token(create=address is None)
 
