@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from fabric.console import PipedConsole
 from fabric.job.units import human_bytes, human_count, human_seconds
 
 if TYPE_CHECKING:
+    from fabric.analysis.workers import WorkersRow
     from fabric.doctoring import Finding
+    from fabric.planning.parallel import Prediction
     from fabric.planning.report import Plan
     from fabric.results import Results, TrialStatus
 
@@ -85,6 +88,38 @@ def print_plan(plan: Plan) -> None:
         "unknown (no earlier runs of this size)" if plan.detectable is None else f"{plan.detectable:.4f} nats"
     )
     console.print(f"smallest difference this plan could detect: {detectable}")
+    for prediction in plan.predictions:
+        _print_prediction(prediction, console)
+
+
+def _print_prediction(found: Prediction, console: Console) -> None:
+    """A table by number of workers, after the assumptions it stands on."""
+    step = found.step
+    console.print(
+        f"prediction, not a measurement: {step.arm} ({step.n_params / 1e6:.4g} M parameters, {step.batch_size} "
+        f"sequences a step, {_milliseconds(step.seconds)} on one worker) on {found.where}",
+        style="bold",
+    )
+    for line in found.assumptions:
+        console.print(f"- {line}")
+    claims = any(p.claimed is not None for p in found.points)
+    heads = ["workers", "all-reduce", "step", "speed-up", "same batch a worker"]
+    table = _table(*heads, *(["claimed, not measured"] if claims else []))
+    for p in found.points:
+        step_time = "" if p.step is None else _milliseconds(p.step)
+        gains = ["" if g is None else f"{g:.4g}x" for g in (p.speedup, p.weak_speedup, p.claimed)]
+        exchange = "" if p.workers == 1 else _milliseconds(p.exchange)
+        table.add_row(str(p.workers), exchange, step_time, *gains[: 3 if claims else 2])
+    console.print(table)
+    if claims:
+        console.print(
+            "claimed: the document this project began with, for 110 M parameters; no measurement, hardware or batch "
+            "size is behind it"
+        )
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else human_seconds(seconds)
 
 
 def _became(name: str, arms: dict[str, list[str]]) -> str:
@@ -112,10 +147,31 @@ def print_results(found: Results, console: Console | None = None) -> None:
         if others := [arm for arm in decision["kept"] if arm != decision["winner"]]:
             line.append(f"; {' and '.join(others)} {'goes' if len(others) == 1 else 'go'} on too")
         console.print(line, soft_wrap=True)
+    if found.workers:
+        _print_workers(found.workers, console)
     for sentence in (*_summary(found), *(found.scaling.lines() if found.scaling else ())):
         console.print(Text(sentence), soft_wrap=True)
     for warning in found.warnings:
         console.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
+
+
+def _print_workers(rows: Sequence[WorkersRow], console: Console) -> None:
+    """Efficiencies by number of workers; the caption says of what."""
+    from rich.text import Text
+
+    console.print(Text("workers", style="bold"))
+    table = _table("arm", "engine", "workers", "batch", "n", "step", "tokens/s", "strong", "weak", "exposed")
+    for row in rows:
+        shares = ["" if s is None else f"{s:.1%}" for s in (row.strong, row.weak, row.exposed)]
+        step, speed = _milliseconds(row.step_seconds), human_count(row.tokens_per_second)
+        counts = [str(row.workers), str(row.batch_size), str(row.n)]
+        table.add_row(Text(row.arm), row.engine, *counts, step, speed, *shares)
+    console.print(table)
+    caption = (
+        "strong: T1 / (n Tn) at the same batch; weak: T1 / Tn at the same batch per worker; exposed: the share of a "
+        "step spent waiting for gradients. Workers that share a machine's cores do not show how a cluster scales."
+    )
+    console.print(Text(caption, style="italic"))
 
 
 def _summary(found: Results) -> list[str]:
@@ -153,6 +209,7 @@ def results_json(found: Results) -> str:
         "decisions": found.decisions,
     }
     head |= {"adopted": found.adopted, "warnings": found.warnings}
+    head["workers"] = [asdict(row) for row in found.workers]
     head["scaling"] = found.scaling.to_json() if found.scaling else None
     return json.dumps({**head, "arms": json.loads(to_json(found.arms))}, indent=1)
 
