@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from fabric.console import PipedConsole
 from fabric.job.units import human_bytes, human_count, human_seconds
+from fabric.printing_workers import print_prediction, print_workers, table_of
 
 if TYPE_CHECKING:
-    from fabric.analysis.workers import WorkersRow
     from fabric.doctoring import Finding
-    from fabric.planning.parallel import Prediction
     from fabric.planning.report import Plan
     from fabric.results import Results, TrialStatus
 
@@ -38,19 +36,12 @@ def _console() -> Console:
     return PipedConsole(markup=False, highlight=False, width=width, soft_wrap=True)
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
 def print_plan(plan: Plan) -> None:
     """Trials, arms and estimates of a plan."""
     console = _console()
     scale = f" at scale {plan.scale}" if plan.scale else ""
     console.print(f"{plan.job}{scale}, study {plan.study}", style="bold")
-    trials = _table("phase", "arm", "role", "point", "seed", "trial", "tokens", "state")
+    trials = table_of("phase", "arm", "role", "point", "seed", "trial", "tokens", "state")
     for row in plan.trials[:MOST_ROWS]:
         tokens = human_count(row.tokens)
         trials.add_row(row.phase, row.arm, row.role, row.point, str(row.seed), row.id, tokens, row.state)
@@ -64,7 +55,7 @@ def print_plan(plan: Plan) -> None:
             f"later: {later.phase}{condition}, {later.n_arms} arms on what is adopted, "
             f"at most {later.n_trials} trials"
         )
-    arms = _table("phase", "arm", "parameters", "FLOPs/token", "state", "peak memory", "mismatch")
+    arms = table_of("phase", "arm", "parameters", "FLOPs/token", "state", "peak memory", "mismatch")
     for arm in plan.arms:
         mismatch = "" if arm.mismatch is None else f"{arm.mismatch:+.2%}"
         arms.add_row(
@@ -89,37 +80,7 @@ def print_plan(plan: Plan) -> None:
     )
     console.print(f"smallest difference this plan could detect: {detectable}")
     for prediction in plan.predictions:
-        _print_prediction(prediction, console)
-
-
-def _print_prediction(found: Prediction, console: Console) -> None:
-    """A table by number of workers, after the assumptions it stands on."""
-    step = found.step
-    console.print(
-        f"prediction, not a measurement: {step.arm} ({step.n_params / 1e6:.4g} M parameters, {step.batch_size} "
-        f"sequences a step, {_milliseconds(step.seconds)} on one worker) on {found.where}",
-        style="bold",
-    )
-    for line in found.assumptions:
-        console.print(f"- {line}")
-    claims = any(p.claimed is not None for p in found.points)
-    heads = ["workers", "all-reduce", "step", "speed-up", "same batch a worker"]
-    table = _table(*heads, *(["claimed, not measured"] if claims else []))
-    for p in found.points:
-        step_time = "" if p.step is None else _milliseconds(p.step)
-        gains = ["" if g is None else f"{g:.4g}x" for g in (p.speedup, p.weak_speedup, p.claimed)]
-        exchange = "" if p.workers == 1 else _milliseconds(p.exchange)
-        table.add_row(str(p.workers), exchange, step_time, *gains[: 3 if claims else 2])
-    console.print(table)
-    if claims:
-        console.print(
-            "claimed: the document this project began with, for 110 M parameters; no measurement, hardware or batch "
-            "size is behind it"
-        )
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else human_seconds(seconds)
+        print_prediction(prediction, console)
 
 
 def _became(name: str, arms: dict[str, list[str]]) -> str:
@@ -148,30 +109,11 @@ def print_results(found: Results, console: Console | None = None) -> None:
             line.append(f"; {' and '.join(others)} {'goes' if len(others) == 1 else 'go'} on too")
         console.print(line, soft_wrap=True)
     if found.workers:
-        _print_workers(found.workers, console)
+        print_workers(found.workers, console)
     for sentence in (*_summary(found), *(found.scaling.lines() if found.scaling else ())):
         console.print(Text(sentence), soft_wrap=True)
     for warning in found.warnings:
         console.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
-
-
-def _print_workers(rows: Sequence[WorkersRow], console: Console) -> None:
-    """Efficiencies by number of workers; the caption says of what."""
-    from rich.text import Text
-
-    console.print(Text("workers", style="bold"))
-    table = _table("arm", "engine", "workers", "batch", "n", "step", "tokens/s", "strong", "weak", "exposed")
-    for row in rows:
-        shares = ["" if s is None else f"{s:.1%}" for s in (row.strong, row.weak, row.exposed)]
-        step, speed = _milliseconds(row.step_seconds), human_count(row.tokens_per_second)
-        counts = [str(row.workers), str(row.batch_size), str(row.n)]
-        table.add_row(Text(row.arm), row.engine, *counts, step, speed, *shares)
-    console.print(table)
-    caption = (
-        "strong: T1 / (n Tn) at the same batch; weak: T1 / Tn at the same batch per worker; exposed: the share of a "
-        "step spent waiting for gradients. Workers that share a machine's cores do not show how a cluster scales."
-    )
-    console.print(Text(caption, style="italic"))
 
 
 def _summary(found: Results) -> list[str]:
@@ -249,7 +191,7 @@ def _check_ending(picture: Path) -> None:
 
 def print_status(found: list[TrialStatus]) -> None:
     """Every trial's state."""
-    table = _table("trial", "state", "step", "attempts", "val_loss", "why")
+    table = table_of("trial", "state", "step", "attempts", "val_loss", "why")
     for s in found:
         loss = "" if s.val_loss is None else f"{s.val_loss:.4f}"
         table.add_row(s.id, s.state, str(s.step), str(s.attempts), loss, s.reason)
@@ -292,7 +234,7 @@ def print_bench(found: Mapping[str, Any]) -> None:
     console.print(f"[bold]{found['bench']}[/bold]: {found['about']}")
     if found["quick"]:
         console.print("[yellow]quick: the smallest size, the figures say nothing[/yellow]")
-    table = _table("figure", "value", "target", "met", "side", "median", "min", "max", "n")
+    table = table_of("figure", "value", "target", "met", "side", "median", "min", "max", "n")
     for name, figure in found["figures"].items():
         met = {True: "yes", False: "[red]no[/red]", None: ""}[figure.get("met")]
         head = [name, f"{figure['value']:.4g} {figure['unit']}", figure.get("target", ""), met]

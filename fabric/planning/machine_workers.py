@@ -23,7 +23,7 @@ from kernels.folders import default_cache_root
 
 @dataclass(frozen=True)
 class Timed:
-    """One measurement: a step of `model` (None: an all-reduce alone) on `workers`, that sums `n_bytes`."""
+    """A median time: of a step of `model` (None: of an all-reduce alone) on `workers` that sums `n_bytes`."""
 
     model: str | None
     n_bytes: int
@@ -44,8 +44,8 @@ class Estimate:
 class RingFit:
     """alpha (seconds a message), beta (seconds a byte), the seconds of each model's computing on one core.
 
-    `worst` is the largest relative distance of a mean measurement from the fit, `n` the number of measurements, on
-    `workers` that shared `cores`.
+    `worst` is the largest relative distance of a measured time from the fit, `n` how many were measured, on `workers`
+    that shared `cores`.
     """
 
     alpha: Estimate
@@ -80,7 +80,8 @@ class RingFit:
 def fit(timed: Sequence[Timed], cores: int) -> RingFit:
     """Least squares in relative error of T = computing / min(n, cores) + 2(n - 1) alpha + 2(n - 1)/n bytes beta.
 
-    Neither alpha nor beta is held above zero: an interval around zero says that they were not told apart from it.
+    Medians, so that what the model leaves out counts in the intervals, and repeating does not narrow them. Neither
+    alpha nor beta is held above zero: an interval around zero says that they were not told apart from it.
     Raises ValueError for fewer measurements than unknowns, or where workers or bytes never vary.
     """
     import numpy as np
@@ -108,10 +109,7 @@ def fit(timed: Sequence[Timed], cores: int) -> RingFit:
     *computing, alpha, beta = (
         Estimate(float(v), float(v - h), float(v + h)) for v, h in zip(values / scale, half / scale)
     )
-    cells: dict[tuple[Any, ...], list[float]] = {}
-    for m, residual in zip(timed, residuals):
-        cells.setdefault((m.model, m.n_bytes, m.workers), []).append(float(residual))
-    worst = max(abs(sum(found) / len(found)) for found in cells.values())
+    worst = float(np.abs(residuals).max())
     workers = tuple(sorted({m.workers for m in timed}))
     return RingFit(alpha, beta, dict(zip(models, computing)), cores, workers, len(timed), worst)
 

@@ -25,10 +25,10 @@ from fabric.planning.cost import (
 )
 from fabric.planning.expand import Arm, arms_of_phase
 from fabric.planning.machine import Concurrency, cpu_count
-from fabric.planning.machine_workers import remembered
 from fabric.planning.match import matched_configuration
-from fabric.planning.parallel import Prediction, Step, predict
-from fabric.planning.speed import flops_per_second, one_process
+from fabric.planning.parallel import Prediction
+from fabric.planning.prediction import predictions
+from fabric.planning.speed import flops_per_second
 from fabric.planning.study import ArmRun, Machine, PhaseRun, Study, Trial
 from fabric.planning.trial import TrialSpec
 from fabric.store import FAILED, FINISHED, Store
@@ -148,7 +148,7 @@ def plan(
         eta_seconds=(flops + costly) / speed / max(1, slots.slots),
         disk_bytes=int(_all_trials(study, later, disk_bytes)),
         detectable=_detectable(study, store),
-        predictions=_predictions(study, scale, slots.threads),
+        predictions=predictions(study.base, loaded.config.resources, scale, slots.threads),
     )
 
 
@@ -319,27 +319,6 @@ def _decided(study: Study) -> dict[str, dict[str, list[str]]]:
             for name in arm.configuration.auto:
                 value = str(getattr(arm.configuration.train, name)).lower()
                 found.setdefault(name, {}).setdefault(value, []).append(f"{phase.name}/{arm.arm.name}")
-    return found
-
-
-def _predictions(study: Study, scale: str | None, threads: int) -> list[Prediction]:
-    """How a step of the base would scale: on this machine, where workers on CPUs were measured, and on GPUs."""
-    resources, base = study.job.config.resources, study.base
-    if resources.most == 1 and scale != "cluster":
-        return []
-    train, seq_len = base.train, base.data.seq_len
-    flops = 3 * train.objective.flops_per_token(base.model, seq_len) * train.batch_size * seq_len
-    cluster, found = resources.cluster, []
-
-    def step(flops_per_second: float) -> Step:
-        return Step(
-            "the base", n_params(base.model), flops / flops_per_second, train.batch_size, resources.most
-        )
-
-    if not resources.gpus_per_worker and (here := remembered()) is not None:
-        speed, _ = one_process(base, min(threads, cpu_count()))
-        found.append(predict("this machine", step(speed), here, claimed=False))
-    found.append(predict("GPUs", step(cluster.flops_per_gpu * cluster.mfu), cluster, claimed=True))
     return found
 
 
