@@ -238,6 +238,8 @@ def print_bench(found: Mapping[str, Any]) -> None:
     for name, figure in found["figures"].items():
         met = {True: "yes", False: "[red]no[/red]", None: ""}[figure.get("met")]
         head = [name, f"{figure['value']:.4g} {figure['unit']}", figure.get("target", ""), met]
+        if not figure["sides"]:
+            table.add_row(*head)
         for label, side in figure["sides"].items():
             spread = [f"{side[k]:.4g}" for k in ("median", "min", "max")]
             table.add_row(*head, label, *spread, str(side["n"]))

@@ -75,7 +75,7 @@ def _measured(
                 for b in sizes if group.world > 1 else ():
                     got = group.ask({"bytes": b, "times": times})
                     sums.setdefault((b, group.world), []).append(got["seconds"])
-                setting.say(f"round {number + 1} of {setting.repeats}: {group.world} workers")
+                setting.say(f"round {number + 1} of {setting.repeats}: {group.world} at work")
     return steps, waits, sums
 
 
@@ -86,13 +86,11 @@ def _efficiencies(steps: Cells, waits: Cells) -> dict[str, Figure]:
         if n == 1:
             continue
         one, many = (_milliseconds(v) for v in (steps[name, 1], seconds))
-        sides = {"1 worker": one, f"{n} workers": many}
-        figures[f"{name}: {n} workers, strong efficiency"] = Figure(
-            one.median / (n * many.median), "", sides, note="sides in ms a step, the same batch"
-        )
+        sides = {"1 worker, ms a step": one, f"{n} workers": many}
+        figures[f"{name}: {n} workers, strong efficiency"] = Figure(one.median / (n * many.median), "", sides)
         wait = _milliseconds(waits[name, n])
-        figures[f"{name}: {n} workers, exposed"] = Figure(
-            wait.median / many.median, "", {"exposed": wait}, note="of a step; the side in ms, rank 0's"
+        figures[f"{name}: {n} workers, exposed share"] = Figure(
+            wait.median / many.median, "", {"rank 0's wait, ms": wait}
         )
     return figures
 
