@@ -24,11 +24,10 @@ class Ranks:
         self.world = world
         port = free_port()
         with contextlib.ExitStack() as started:
-            self._children = [
-                started.enter_context(Child("fabric.bench.ranks:rank", {**task, "trainings": trainings}))
-                for task in ({"rank": r, "world": world, "port": port} for r in range(world))
-            ]
             self._pool = started.enter_context(ThreadPoolExecutor(world))
+            tasks = [{"rank": r, "world": world, "port": port, "trainings": trainings} for r in range(world)]
+            starting = [self._pool.submit(Child, "fabric.bench.ranks:rank", task) for task in tasks]
+            self._children = [started.enter_context(child.result()) for child in starting]
             self.ask({})  # they find each other
             self._close = started.pop_all()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from fabric.bench.measure import Figure, Measured, Sample, Setting
@@ -43,7 +42,7 @@ def run(setting: Setting) -> Measured:
     )
     alone = fit([Timed(None, int(b), n, Sample(tuple(v)).median) for (b, n), v in sums.items()], cores)
     figures = {**_efficiencies(steps, waits), **_links("steps", found), **_links("all-reduces alone", alone)}
-    extra: dict[str, Any] = {"gradient_bytes": n_bytes, "fit": asdict(found), "fit_alone": asdict(alone)}
+    extra: dict[str, Any] = {"gradient_bytes": n_bytes, "fit": found.as_dict(), "fit_alone": alone.as_dict()}
     if not setting.quick:
         extra["files"] = [str(remember(found))]
     shared = f"; up to {max(counts)} workers share {cores} cores" if max(counts) > cores else ""

@@ -58,6 +58,10 @@ class RingFit:
 
     overlap = 0.0  # what steps hide is in alpha and beta already
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {**asdict(self), "workers": list(self.workers)}
+
     def counts(self) -> list[int]:
         return list(self.workers)
 
@@ -124,7 +128,7 @@ def _memo() -> Path:
 def remember(found: RingFit) -> Path:
     """Keep a fit for this machine, its cores and torch version, in the user's cache folder."""
     memo = _memo()
-    write_atomic(memo, json.dumps(asdict(found)).encode())
+    write_atomic(memo, json.dumps(found.as_dict()).encode())
     return memo
 
 

@@ -6,10 +6,14 @@ import json
 import shutil
 
 import pytest
-from cli_kit import write_job
+import yaml
+from cli_kit import JOB, write_job
 
+import models
+from fabric.planning import machine_workers
 from fabric.planning.machine_workers import Timed, fit, remember
 from fabric.planning.parallel import Link
+from models.config import ModelConfig
 
 
 @pytest.fixture
@@ -54,18 +58,15 @@ def test_a_folder_beside_that_holds_nothing(cli, swept, tmp_path):
 
 
 def test_the_plan_predicts_several_workers_and_says_that_it_does(cli, tmp_path, monkeypatch):
-    monkeypatch.setenv("FABRIC_CACHE", str(tmp_path / "cache"))
-    job = write_job(tmp_path)
-    where = ("--out", tmp_path / "nowhere")
-    assert cli.json("plan", job, *where, "--json")["predictions"] == []
-    several = (job, *where, "--set", "resources.workers=2")
-    (found,) = cli.json("plan", *several, "--json")["predictions"]
+    monkeypatch.setattr(machine_workers, "_memo", lambda: tmp_path / "none.json")
+    options = (write_job(tmp_path), "--out", tmp_path / "nowhere", "--set", "resources.workers=2")
+    (found,) = cli.json("plan", *options, "--set", "resources.cluster.mfu=0.7", "--json")["predictions"]
     assert [p["workers"] for p in found["points"]] == [1, 2, 4, 8, 16, 32, 64, 128]
     assert [p["workers"] for p in found["points"] if p["speedup"] is None] == [16, 32, 64, 128]
-    assert found["step"]["workers"] == 2
-    (fast,) = cli.json("plan", *several, "--set", "resources.cluster.mfu=0.7", "--json")["predictions"]
-    assert fast["step"]["seconds"] == pytest.approx(found["step"]["seconds"] / 2)
-    text = cli("plan", *several)
+    step = found["step"]
+    assert (step["workers"], step["batch_size"]) == (2, 8)
+    assert step["seconds"] == pytest.approx(3 * flops_per_token() * 8 * 32 / (312e12 * 0.7))
+    text = cli("plan", *options)
     for words in (
         "prediction, not a measurement",
         "claimed, not measured",
@@ -76,19 +77,16 @@ def test_the_plan_predicts_several_workers_and_says_that_it_does(cli, tmp_path, 
         assert words in text
 
 
+def flops_per_token():
+    model = yaml.safe_load(JOB)["base"]["model"]
+    return models.flops_per_token(ModelConfig.model_validate({"vocab_size": 256, **model}), 32)
+
+
 def test_the_plan_predicts_this_machine_once_it_was_measured(cli, tmp_path, monkeypatch):
-    monkeypatch.setenv("FABRIC_CACHE", str(tmp_path / "cache"))
-    link = Link(1e-4, 1e-9)
-    remember(
-        fit(
-            [
-                Timed(str(b), b, n, b / 1e8 / min(n, 2) + link.ring(n, b))
-                for b in (10**6, 10**7, 10**8)
-                for n in (1, 2, 4)
-            ],
-            2,
-        )
-    )
+    monkeypatch.setattr(machine_workers, "_memo", lambda: tmp_path / "fit.json")
+    link, sizes = Link(1e-4, 1e-9), (10**6, 10**7, 10**8)
+    timed = [Timed(str(b), b, n, b / 1e8 / min(n, 2) + link.ring(n, b)) for b in sizes for n in (1, 2, 4)]
+    remember(fit(timed, 2))
     options = ("--out", tmp_path / "nowhere", "--set", "resources.workers=2", "--json")
     here, gpus = cli.json("plan", write_job(tmp_path), *options)["predictions"]
     assert (here["where"], gpus["where"]) == ("this machine", "GPUs")
