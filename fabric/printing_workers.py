@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -25,22 +25,42 @@ def table_of(*columns: str) -> Table:
 
 
 def print_workers(rows: Sequence[WorkersRow], console: Console) -> None:
-    """Efficiencies by number of workers; the caption says of what."""
-    console.print(Text("workers", style="bold"))
-    table = table_of(
-        "arm", "engine", "workers", "batch", "n", "step", "tokens/s", "strong", "weak", "exposed"
+    """Efficiencies by number of workers, a line each; the caption says of what."""
+    from fabric.analysis.terminal import GAP, Column, arm_names, fitted
+
+    def column(head: str, cells: Iterable[str], right: bool = True) -> Column:
+        return Column(head, list(cells), right=right)
+
+    arm, engine = arm_names([r.arm for r in rows]), column("engine", (r.engine for r in rows), right=False)
+    workers = column("workers", (str(r.workers) for r in rows))
+    batch, n = (
+        column(h, (str(getattr(r, k)) for r in rows)) for h, k in (("batch", "batch_size"), ("n", "n"))
     )
-    for row in rows:
-        shares = ["" if s is None else f"{s:.1%}" for s in (row.strong, row.weak, row.exposed)]
-        step, speed = _milliseconds(row.step_seconds), human_count(row.tokens_per_second)
-        counts = [str(row.workers), str(row.batch_size), str(row.n)]
-        table.add_row(Text(row.arm), row.engine, *counts, step, speed, *shares)
+    step = column("step", (_milliseconds(r.step_seconds) for r in rows))
+    speed = column("tokens/s", (human_count(r.tokens_per_second) for r in rows))
+    shares = [column(k, (_percent(getattr(r, k)) for r in rows)) for k in ("strong", "weak", "exposed")]
+    layouts = [
+        [arm, engine, workers, batch, n, step, speed, *shares],
+        [arm, engine, workers, batch, step, *shares],
+        [arm, workers, batch, *shares],
+    ]
+    chosen = fitted(layouts, console.width)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP // 2))
+    for each in chosen:
+        table.add_column(Text(each.head), justify="right" if each.right else "left", no_wrap=True)
+    for cells in zip(*(each.cells for each in chosen), strict=True):
+        table.add_row(*map(Text, cells))
+    console.print(Text("workers", style="bold"))
     console.print(table)
     caption = (
         "strong: T1 / (n Tn) at the same batch; weak: T1 / Tn at the same batch per worker; exposed: the share of a "
         "step spent waiting for gradients. Workers that share a machine's cores do not show how a cluster scales."
     )
     console.print(Text(caption, style="italic"))
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def print_prediction(found: Prediction, console: Console) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 from analysis_kit import row
+from rich.console import Console
 
 from fabric.analysis.workers import Ran, workers_rows
+from fabric.printing_workers import print_workers
 from fabric.store import FINISHED, Store
 
 SEQ_LEN = 100
@@ -109,3 +113,15 @@ def test_a_trial_that_lost_a_worker_on_the_way_stands_for_no_number_of_workers(t
     old = Store(tmp_path / "b").trial("t")
     old.new_attempt({}).write_status(FINISHED, 1)
     assert Ran.read(old, SPEC) is None, "records from before ranks were written down"
+
+
+@pytest.mark.parametrize("width", [50, 80, 120])
+def test_every_number_of_workers_is_one_line(width):
+    arms = ("norm_placement=pre", "norm_placement=sandwich")
+    rows = [timed(a, n, 8, 8.0 / n, work=a, trial=f"{a}{n}", exposed=0.1) for a in arms for n in (1, 2, 4)]
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_workers(workers_rows([rows]), console)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    assert [sum(line.startswith(name) for line in lines) for name in ("pre ", "sandwich ")] == [3, 3]
+    assert sum("100.0%" in line for line in lines) == 6

@@ -121,7 +121,12 @@ def test_a_prediction_has_every_count_and_the_claims_beside_it():
     assert eight == pytest.approx(14 * 3.4e-6 + 1.75 * 440e6 / 235e9)
     two = found.points[1]
     assert two.weak_speedup == pytest.approx(2 * 0.5 / (0.5 + two.exchange)), "half of the batch a worker"
-    assert any("none measured here" in line for line in found.assumptions)
+    assert "published figures" in found.assumptions[-1]
+    assert "none measured here" in found.assumptions[-1]
+    own = ClusterConfig(mfu=0.5, node_seconds=1e-6).assumptions()
+    assert own[-1].startswith("the job's own mfu, node_seconds; for the rest published")
+    assert "computes 0.5 of 312 TFLOP/s" in own[0]
+    assert "1 us a message" in own[2]
     assert not any(p.claimed for p in predict("here", step, ClusterConfig(), claimed=False).points)
 
 
