@@ -6,14 +6,11 @@ import json
 import shutil
 
 import pytest
-import yaml
-from cli_kit import JOB, write_job
+from cli_kit import write_job
 
-import models
 from fabric.planning import machine_workers
 from fabric.planning.machine_workers import Timed, fit, remember
 from fabric.planning.parallel import Link
-from models.config import ModelConfig
 
 
 @pytest.fixture
@@ -60,12 +57,13 @@ def test_a_folder_beside_that_holds_nothing(cli, swept, tmp_path):
 def test_the_plan_predicts_several_workers_and_says_that_it_does(cli, tmp_path, monkeypatch):
     monkeypatch.setattr(machine_workers, "_memo", lambda: tmp_path / "none.json")
     options = (write_job(tmp_path), "--out", tmp_path / "nowhere", "--set", "resources.workers=2")
-    (found,) = cli.json("plan", *options, "--set", "resources.cluster.mfu=0.7", "--json")["predictions"]
+    made = cli.json("plan", *options, "--set", "resources.cluster.mfu=0.7", "--json")
+    (found,) = made["predictions"]
     assert [p["workers"] for p in found["points"]] == [1, 2, 4, 8, 16, 32, 64, 128]
     assert [p["workers"] for p in found["points"] if p["speedup"] is None] == [16, 32, 64, 128]
     step = found["step"]
     assert (step["workers"], step["batch_size"]) == (2, 8)
-    assert step["seconds"] == pytest.approx(3 * flops_per_token() * 8 * 32 / (312e12 * 0.7))
+    assert step["seconds"] == pytest.approx(made["arms"][0]["flops_per_token"] * 8 * 32 / (312e12 * 0.7))
     text = cli("plan", *options)
     for words in (
         "prediction, not a measurement",
@@ -75,11 +73,6 @@ def test_the_plan_predicts_several_workers_and_says_that_it_does(cli, tmp_path, 
         "none measured here",
     ):
         assert words in text
-
-
-def flops_per_token():
-    model = yaml.safe_load(JOB)["base"]["model"]
-    return models.flops_per_token(ModelConfig.model_validate({"vocab_size": 256, **model}), 32)
 
 
 def test_the_plan_predicts_this_machine_once_it_was_measured(cli, tmp_path, monkeypatch):
