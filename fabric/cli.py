@@ -177,7 +177,13 @@ def run(
 
 @app.command(rich_help_panel=LOOK)
 def results(
-    folder: Annotated[Path, typer.Argument(help="A job's folder: <out>/<job name>.", metavar="DIR")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="A job's folder: <out>/<job name>; further ones: the same job on other numbers of workers.",
+            metavar="DIR...",
+        ),
+    ],
     study: Annotated[str | None, typer.Option(help="Which study, if the folder holds several.")] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write the table to this CSV file.")] = None,
     json: Json = False,
@@ -190,7 +196,7 @@ def results(
     from fabric.printing import print_results, results_json, write_results
     from fabric.results import results as read
 
-    found = read(folder, study=study)
+    found = read(*folders, study=study)
     write_results(found, csv=csv, parquet=parquet, plot=plot)
     if json:
         typer.echo(results_json(found))

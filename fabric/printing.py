@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from fabric.console import PipedConsole
 from fabric.job.units import human_bytes, human_count, human_seconds
+from fabric.printing_workers import print_prediction, print_workers, table_of
 
 if TYPE_CHECKING:
     from fabric.doctoring import Finding
@@ -35,19 +36,12 @@ def _console() -> Console:
     return PipedConsole(markup=False, highlight=False, width=width, soft_wrap=True)
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
 def print_plan(plan: Plan) -> None:
     """Trials, arms and estimates of a plan."""
     console = _console()
     scale = f" at scale {plan.scale}" if plan.scale else ""
     console.print(f"{plan.job}{scale}, study {plan.study}", style="bold")
-    trials = _table("phase", "arm", "role", "point", "seed", "trial", "tokens", "state")
+    trials = table_of("phase", "arm", "role", "point", "seed", "trial", "tokens", "state")
     for row in plan.trials[:MOST_ROWS]:
         tokens = human_count(row.tokens)
         trials.add_row(row.phase, row.arm, row.role, row.point, str(row.seed), row.id, tokens, row.state)
@@ -61,7 +55,7 @@ def print_plan(plan: Plan) -> None:
             f"later: {later.phase}{condition}, {later.n_arms} arms on what is adopted, "
             f"at most {later.n_trials} trials"
         )
-    arms = _table("phase", "arm", "parameters", "FLOPs/token", "state", "peak memory", "mismatch")
+    arms = table_of("phase", "arm", "parameters", "FLOPs/token", "state", "peak memory", "mismatch")
     for arm in plan.arms:
         mismatch = "" if arm.mismatch is None else f"{arm.mismatch:+.2%}"
         arms.add_row(
@@ -85,6 +79,8 @@ def print_plan(plan: Plan) -> None:
         "unknown (no earlier runs of this size)" if plan.detectable is None else f"{plan.detectable:.4f} nats"
     )
     console.print(f"smallest difference this plan could detect: {detectable}")
+    for prediction in plan.predictions:
+        print_prediction(prediction, console)
 
 
 def _became(name: str, arms: dict[str, list[str]]) -> str:
@@ -112,6 +108,8 @@ def print_results(found: Results, console: Console | None = None) -> None:
         if others := [arm for arm in decision["kept"] if arm != decision["winner"]]:
             line.append(f"; {' and '.join(others)} {'goes' if len(others) == 1 else 'go'} on too")
         console.print(line, soft_wrap=True)
+    if found.workers:
+        print_workers(found.workers, console)
     for sentence in (*_summary(found), *(found.scaling.lines() if found.scaling else ())):
         console.print(Text(sentence), soft_wrap=True)
     for warning in found.warnings:
@@ -153,6 +151,7 @@ def results_json(found: Results) -> str:
         "decisions": found.decisions,
     }
     head |= {"adopted": found.adopted, "warnings": found.warnings}
+    head["workers"] = [asdict(row) for row in found.workers]
     head["scaling"] = found.scaling.to_json() if found.scaling else None
     return json.dumps({**head, "arms": json.loads(to_json(found.arms))}, indent=1)
 
@@ -192,7 +191,7 @@ def _check_ending(picture: Path) -> None:
 
 def print_status(found: list[TrialStatus]) -> None:
     """Every trial's state."""
-    table = _table("trial", "state", "step", "attempts", "val_loss", "why")
+    table = table_of("trial", "state", "step", "attempts", "val_loss", "why")
     for s in found:
         loss = "" if s.val_loss is None else f"{s.val_loss:.4f}"
         table.add_row(s.id, s.state, str(s.step), str(s.attempts), loss, s.reason)
@@ -235,10 +234,12 @@ def print_bench(found: Mapping[str, Any]) -> None:
     console.print(f"[bold]{found['bench']}[/bold]: {found['about']}")
     if found["quick"]:
         console.print("[yellow]quick: the smallest size, the figures say nothing[/yellow]")
-    table = _table("figure", "value", "target", "met", "side", "median", "min", "max", "n")
+    table = table_of("figure", "value", "target", "met", "side", "median", "min", "max", "n")
     for name, figure in found["figures"].items():
         met = {True: "yes", False: "[red]no[/red]", None: ""}[figure.get("met")]
         head = [name, f"{figure['value']:.4g} {figure['unit']}", figure.get("target", ""), met]
+        if not figure["sides"]:
+            table.add_row(*head)
         for label, side in figure["sides"].items():
             spread = [f"{side[k]:.4g}" for k in ("median", "min", "max")]
             table.add_row(*head, label, *spread, str(side["n"]))

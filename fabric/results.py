@@ -10,6 +10,7 @@ from typing import Any, Literal
 from fabric.analysis.collect import study_rows
 from fabric.analysis.scaling import Scaling, scaling_of
 from fabric.analysis.table import ArmRow, aggregate
+from fabric.analysis.workers import WorkersRow, workers_rows
 from fabric.evaluate.config import EvaluateConfig
 from fabric.job.schema import SelectConfig
 from fabric.planning.tasks import headline
@@ -21,7 +22,8 @@ class Results:
     """A study's arms, phase by phase, with the decisions that were taken.
 
     `adopted` are the overrides (path to value) that lead from the job's base to the last phase's winner; `scaling`
-    is there when the job says `search.fit: params` and enough sizes have results; `warnings` are for the reader.
+    is there when the job says `search.fit: params` and enough sizes have results; `workers` when trials ran on several
+    (of this folder, and of those it is compared with); `warnings` are for the reader.
     """
 
     job: str
@@ -31,6 +33,7 @@ class Results:
     decisions: list[dict[str, Any]]
     adopted: dict[str, Any] = field(default_factory=dict)
     scaling: Scaling | None = None
+    workers: list[WorkersRow] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -41,23 +44,20 @@ class Results:
         return match[0] if match else None
 
 
-def results(folder: str | Path, *, study: str | None = None) -> Results:
+def results(folder: str | Path, *beside: str | Path, study: str | None = None) -> Results:
     """The results of a job's folder (`<out>/<job>`): mean, 95 % interval, n and verdict per arm and phase.
 
-    `study` picks one of several (another scale, another search); the newest otherwise. Raises ValueError when the
-    folder holds no study, or not the one asked for.
+    `study` picks one of several (another scale, another search); the newest otherwise. The newest studies of the
+    folders `beside` it (the same job on other numbers of workers) add their trials to `Results.workers` alone. Raises
+    ValueError when a folder holds no study, or not the one asked for.
     """
-    store = open_store(folder)
-    chosen = study or store.newest_study()
-    if chosen is None or store.study(chosen, "job") is None:
-        known = ", ".join(store.studies()) or "none that can be read; the same `fabric sweep` writes it again"
-        raise ValueError(f"{folder} holds no study{f' {study}' if study else ''} (there: {known})")
-    job = store.study(chosen, "job") or {}
+    job, store, chosen = _chosen(folder, study)
     body = job.get("job", {})
     search = body.get("search", {})
     select = SelectConfig.model_validate(search.get("select", {}))
     evaluate = EvaluateConfig.model_validate(body.get("base", {}).get("evaluate", {}))
     found = study_rows(store, chosen, f"test-{evaluate.test_tokens or 'all'}")
+    others = [study_rows(*_chosen(other)[1:]).rows for other in beside]
     arms = aggregate(found.rows, found.baselines, "val_loss", margin=select.margin, alpha=select.alpha)
     kept = {(d["phase"], arm) for d in found.decisions for arm in d["kept"]}
     arms = [replace(row, goes_on=(row.phase, row.arm) in kept) for row in arms]
@@ -73,8 +73,20 @@ def results(folder: str | Path, *, study: str | None = None) -> Results:
         found.decisions,
         found.adopted,
         scaling,
+        workers_rows([found.rows, *others]),
         found.warnings,
     )
+
+
+def _chosen(folder: str | Path, study: str | None = None) -> tuple[dict[str, Any], Store, str]:
+    """A folder's study as its record has it, the store and the study's id; the newest where none is asked for."""
+    store = open_store(folder)
+    chosen = study or store.newest_study()
+    job = None if chosen is None else store.study(chosen, "job")
+    if chosen is None or job is None:
+        known = ", ".join(store.studies()) or "none that can be read; the same `fabric sweep` writes it again"
+        raise ValueError(f"{folder} holds no study{f' {study}' if study else ''} (there: {known})")
+    return job, store, chosen
 
 
 def open_store(folder: str | Path) -> Store:

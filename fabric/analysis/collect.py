@@ -9,6 +9,7 @@ from typing import Any
 
 from fabric.analysis.rates import lr_sensitivity
 from fabric.analysis.table import Point, TrialRow
+from fabric.analysis.workers import Ran
 from fabric.store import FINISHED, STOPPED, Store, TrialRecord
 
 MOST_PHASES = 64
@@ -135,6 +136,7 @@ def _row(
         flops_per_token=arm["flops_per_token"],
         history=_history(record, metrics),
         numerics=record.fingerprint(status.attempt) if status is not None else None,
+        ran=Ran.read(record, spec) if state == FINISHED and spec else None,
     )
 
 

@@ -69,7 +69,7 @@ def _panel(axis: Any, phase: str, arms: Sequence[ArmRow]) -> None:
         axis.axvline(base.mean, color=LINE, lw=0.8, ls=(0, (4, 3)), zorder=1)
     for y, row in enumerate(arms):
         _arm(axis, y, row, base.mean if base else None)
-    names = arm_names(arms)
+    names = arm_names([a.arm for a in arms])
     title = phase if names.head == "arm" else f"{phase}   ({names.head.replace(chr(10), ' ')})"
     axis.set_title(title, loc="left", fontsize=9, fontweight="bold", pad=3)
     axis.set_yticks(range(len(arms)), names.cells, fontsize=8.5)

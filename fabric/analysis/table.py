@@ -16,6 +16,7 @@ import numpy as np
 
 from fabric.analysis.decide import ArmResult, Comparison, Decision, decide
 from fabric.analysis.stats import Summary, summary
+from fabric.analysis.workers import Ran
 from fabric.job.metrics import metric_info
 
 Point = tuple[float, float, float, float]  # tokens, FLOPs, seconds, validation loss
@@ -29,7 +30,8 @@ class TrialRow:
 
     `role`: a tuning run chooses the learning rate and is in no result; `state` is the store's (finished, stopped,
     running, failed), `reason` what it wrote about the end (its `kind`); `metrics` use the keys of `fabric.job.metrics`;
-    `history` holds (tokens, FLOPs, seconds, validation loss) in order; `numerics` is the fingerprint it ran under.
+    `history` holds (tokens, FLOPs, seconds, validation loss) in order; `numerics` is the fingerprint it ran under,
+    `ran` on how many workers.
     """
 
     phase: str
@@ -45,6 +47,7 @@ class TrialRow:
     flops_per_token: float | None = None
     history: Sequence[Point] = ()
     numerics: str | None = None
+    ran: Ran | None = None
 
     @property
     def outcome(self) -> Outcome:

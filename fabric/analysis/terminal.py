@@ -36,15 +36,15 @@ class Column(NamedTuple):
         return max(len(line) for cell in (self.head, *self.cells) for line in cell.split("\n"))
 
 
-def arm_names(rows: Sequence[ArmRow]) -> Column:
+def arm_names(arms: Sequence[str]) -> Column:
     """The arms; where all are `path=value`, joined by " + ", of the same paths, the paths move into the head."""
-    split = [[part.split("=", 1) for part in r.arm.split(" + ")] for r in rows]
+    split = [[part.split("=", 1) for part in arm.split(" + ")] for arm in arms]
     if all(len(part) == 2 for parts in split for part in parts):
         paths = {tuple(path for path, _ in parts) for parts in split}
         if len(paths) == 1:
             head = " +\n".join(paths.pop())
             return Column(head, [" + ".join(value for _, value in parts) for parts in split], right=False)
-    return Column("arm", [r.arm for r in rows], right=False)
+    return Column("arm", list(arms), right=False)
 
 
 def _number(value: float | None, digits: int, sign: bool = False) -> str:
@@ -98,7 +98,7 @@ def _verdict(row: ArmRow) -> str:
 def result_layouts(rows: Sequence[ArmRow]) -> list[list[Column]]:
     """The result's columns, the widest layout first; every later one says a little less."""
     digits = _digits(rows)
-    arm, n = arm_names(rows), Column("n", [_n(r) for r in rows], right=False)
+    arm, n = arm_names([r.arm for r in rows]), Column("n", [_n(r) for r in rows], right=False)
     mean = Column(rows[0].metric, [_mean(r, digits) for r in rows], right=False)
     wide = Column("difference [interval]", [_difference(r, digits, True) for r in rows], right=False)
     slim = Column("difference", [_difference(r, digits, False) for r in rows], right=False)
@@ -125,7 +125,7 @@ def cost_columns(rows: Sequence[ArmRow]) -> list[Column]:
     params = ["" if r.n_params is None else human_count(r.n_params) for r in rows]
     states = [_or_blank(r.means.get("state_bytes_per_token"), human_bytes) for r in rows]
     return [
-        arm_names(rows),
+        arm_names([r.arm for r in rows]),
         *(Column(h, [_number(r.equal[b], 4) for r in rows]) for h, b in zip(EQUAL, BUDGETS)),
         Column("rate", rates, "rate {}"),
         Column("params", params, "{} parameters"),

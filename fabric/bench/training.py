@@ -75,13 +75,14 @@ def decoder(width: int, n_layers: int, seq_len: int, vocab_size: int) -> dict[st
 
 
 class Ours:
-    """The step of a trial: `fabric.train.step` in a process set up as a trial sets it up."""
+    """The step of a trial: `fabric.train.step` in a process set up as a trial sets it up; with others in its group."""
 
     def __init__(self, training: Training) -> None:
         from fabric.data.config import DataConfig
         from fabric.planning.trial import TrialSpec
         from fabric.train import process
         from fabric.train.config import TrainConfig
+        from fabric.train.group import Group
         from fabric.train.step import Stepper
 
         self.batch = training.batch
@@ -104,7 +105,7 @@ class Ours:
         process.settle(spec)
         self.model = initial(training).train()
         self.optimizer = spec.train.optimizer.build(self.model)
-        self.stepper = Stepper(self.model, self.optimizer, spec.train, spec.device)
+        self.stepper = Stepper(self.model, self.optimizer, spec.train, spec.device, Group.here())
 
     def step(self, rows_BT1: Tensor) -> tuple[float, float]:
         """Loss in nats a token, and the gradients' norm before clipping."""

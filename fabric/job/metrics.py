@@ -24,6 +24,12 @@ METRICS: dict[str, Metric] = {
     "grad_norm": Metric("", None, "global gradient norm before clipping"),
     "loss_scale": Metric("", None, "fp16 loss scale"),
     "data_seconds": Metric("s", "lower", "time spent waiting for data since the start"),
+    "exposed_allreduce_seconds": Metric(
+        "s",
+        "lower",
+        "of a step, from the end of the rank's own backward pass until its gradients are summed over the ranks "
+        "(rank 0's while training; at the end the mean over ranks of their medians); several workers only",
+    ),
     "data_hash": Metric("", None, "hash of the tokens of the step's batch"),
     "val_loss": Metric(
         "nats/token",
@@ -66,6 +72,7 @@ METRICS: dict[str, Metric] = {
         "nats", "lower", "mean loss above the best rate's over the rate grid (>= 5 rates)"
     ),
     "n_params": Metric("", "lower", "unique parameters"),
+    "exposed_allreduce_fraction": Metric("", "lower", "exposed_allreduce_seconds over the median step time"),
     "data_wait_fraction": Metric("", "lower", "share of the step spent waiting for data"),
 }
 PER_LENGTH = ("val_loss_at", "tokens_per_second_at")  # + _<T>

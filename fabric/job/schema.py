@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from fabric.data.config import DataConfig
 from fabric.evaluate.config import EvaluateConfig
 from fabric.job.units import Number, Real
+from fabric.planning.parallel import ClusterConfig
 from fabric.planning.stopping.base import StoppingRule
 from fabric.planning.stopping.fifo import Fifo
 from fabric.planning.trial import RanksConfig
@@ -211,13 +212,17 @@ class SearchConfig(Config):
 
 
 class ResourcesConfig(RanksConfig):
-    """What a trial is given. `auto`: one CPU a worker, as many trials at once as CPUs, GPUs and memory allow."""
+    """What a trial is given. `auto`: one CPU a worker, as many trials at once as CPUs, GPUs and memory allow.
+
+    `cluster` describes the GPUs that `fabric plan` predicts for; nothing else reads it.
+    """
 
     cpus_per_worker: int | Literal["auto"] = "auto"
     gpus_per_worker: Real = Field(default=0, ge=0)
     max_concurrent: int | None = Field(default=None, ge=1)
     max_retries: int = Field(default=2, ge=0)
     max_preemptions: int = Field(default=20, ge=0)
+    cluster: ClusterConfig = ClusterConfig()
 
     @property
     def ranks(self) -> RanksConfig:

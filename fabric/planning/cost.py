@@ -23,7 +23,7 @@ from models.cost import saved_bytes
 # cannot always use them again. Measured for the tiny presets at 8 x 128 to 32 x 512 tokens: 1.2 to 1.55.
 KEPT_BY_MALLOC = 1.35
 ROW_BYTES = 450  # of JSON for a step in metrics.jsonl
-HISTORY_BYTES = 27  # of a checkpoint for each step's loss, norm and time
+HISTORY_BYTES = 16  # of a checkpoint for each step's loss, norm and times
 
 
 def n_steps(spec: TrialSpec) -> int:

@@ -26,6 +26,8 @@ from fabric.planning.cost import (
 from fabric.planning.expand import Arm, arms_of_phase
 from fabric.planning.machine import Concurrency, cpu_count
 from fabric.planning.match import matched_configuration
+from fabric.planning.parallel import Prediction
+from fabric.planning.prediction import predictions
 from fabric.planning.speed import flops_per_second
 from fabric.planning.study import ArmRun, Machine, PhaseRun, Study, Trial
 from fabric.planning.trial import TrialSpec
@@ -101,6 +103,8 @@ class Plan:
     eta_seconds: float
     disk_bytes: int
     detectable: float | None
+    # several workers a trial, or scale `cluster`: what a model says of more workers; nothing of it is measured
+    predictions: list[Prediction]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -144,6 +148,7 @@ def plan(
         eta_seconds=(flops + costly) / speed / max(1, slots.slots),
         disk_bytes=int(_all_trials(study, later, disk_bytes)),
         detectable=_detectable(study, store),
+        predictions=predictions(study.base, loaded.config.resources, scale, slots.threads),
     )
 
 

@@ -21,6 +21,11 @@ def flops_per_second(store: Store, base: Configuration, threads: int) -> tuple[f
     earlier = _from_earlier(store, base)
     if earlier is not None:
         return earlier, "finished trials of this job"
+    return one_process(base, threads)
+
+
+def one_process(base: Configuration, threads: int) -> tuple[float, str]:
+    """FLOP/s of the base in one process with `threads` threads, tried out now, and how."""
     tokens = (base.train.micro_batch_size or base.train.batch_size) * base.data.seq_len
     if (
         3 * base.train.objective.flops_per_token(base.model, base.data.seq_len) * tokens

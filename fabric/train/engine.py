@@ -16,6 +16,7 @@ import models
 from fabric.data import Batches
 from fabric.train import meters, process
 from fabric.train.checkpoint import loop_state
+from fabric.train.exposed import Span
 from fabric.train.group import ALONE, Group
 from fabric.train.memory import OutOfMemory, PeakMemory, is_out_of_memory
 from fabric.train.start import started
@@ -66,7 +67,7 @@ class Engine:
         self.stepper = _stepper(self.model, optimizer, trial, group)
         # Reading a loss waits for the device: every step where that costs nothing, else when it is asked for.
         self._read_every = 1 if trial.device == "cpu" else self.config.log_every_steps
-        self._unread: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._unread: list[tuple[torch.Tensor, torch.Tensor, Span | None]] = []
         self._unread_since = 0.0
         self._steps_read = 0
 
@@ -114,7 +115,7 @@ class Engine:
         loss = self.fitting(lambda micro: self.stepper.gradients(ids_BT, targets_BT, micro))
         norm = self.stepper.update(self.config.schedule.multiplier(state.step, self.n_steps))
         state.step += 1
-        self._unread.append((loss, norm))
+        self._unread.append((loss, norm, self.stepper.exposed))
         if len(self._unread) >= self._read_every:
             self.read()
 
@@ -128,13 +129,16 @@ class Engine:
         """Bring the losses and norms of unread steps to the host, into the history, and judge them in order."""
         if not self._unread:
             return
-        values = [(float(loss), float(norm)) for loss, norm in self._unread]
+        values = [
+            (float(loss), float(norm), math.nan if span is None else span.seconds())
+            for loss, norm, span in self._unread
+        ]
         seconds = (time.perf_counter() - self._unread_since) / len(values)
         self._unread.clear()
-        for step, (loss, norm) in enumerate(values, self.state.step - len(values) + 1):
+        for step, (loss, norm, exposed) in enumerate(values, self.state.step - len(values) + 1):
             self._steps_read += 1
-            counted = seconds if self._steps_read > meters.WARMUP_STEPS else math.nan
-            self.state.history.append(loss, norm, counted)
+            times = (seconds, exposed) if self._steps_read > meters.WARMUP_STEPS else (math.nan, math.nan)
+            self.state.history.append(loss, norm, *times)
             self.state.seconds += seconds
             why = self._judge(loss, norm)
             if why is not None and self.diverged is None:
@@ -218,6 +222,8 @@ class Engine:
             "data_seconds": state.data_seconds,
             "data_hash": self.batches.data_hash(step - 1),
         }
+        if not math.isnan(exposed := state.history.exposed[-1]):
+            row["exposed_allreduce_seconds"] = exposed
         if self.stepper.scaler is not None:
             row |= {"loss_scale": self.stepper.scaler.get_scale(), "skipped_steps": state.skipped_steps}
         if self.new_events:
@@ -225,13 +231,18 @@ class Engine:
         return row
 
     def figures(self) -> dict[str, Any]:
-        """The figures of the whole run: size, speed, memory, stability."""
+        """The figures of the whole run: size, speed, memory, stability; every rank asks for them."""
         state, config = self.state, self.config
         peak = meters.peak_flops(self.trial.device, config.precision)
+        exchange = {}
+        if self.group.world > 1:
+            waits = self.group.gathered(meters.exposed_seconds(state.history))
+            exchange = meters.exchange(state.history, waits)
         return {
             "n_params": self.n_params,
             "state_bytes_per_token": models.state_bytes(self.trial.model, self.seq_len, 2) / self.seq_len,
             **meters.speed(state.history, self.tokens_per_step, self.flops_per_token, peak),
+            **exchange,
             **meters.stability(state.history, config.clip_norm),
             "peak_memory_bytes": self.peak_bytes(),
             "skipped_steps": state.skipped_steps,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -25,30 +25,36 @@ PEAK_FLOPS_16BIT = {
 
 
 class History:
-    """Loss, gradient norm and duration of every step since step 0, 12 bytes a step; part of the checkpoint.
+    """Loss, gradient norm, duration and exposed exchange of every step since step 0; part of the checkpoint.
 
     Kept whole, so that the figures neither depend on the log cadence nor on how often a run was interrupted.
-    A duration is NaN for the first `WARMUP_STEPS` steps of an attempt.
+    Times (in seconds) are NaN for the first `WARMUP_STEPS` steps of an attempt; `exposed`, the wait for other ranks'
+    gradients (`fabric.train.exposed`), also where there are none or it is not timed. 16 bytes a step.
     """
 
-    def __init__(self, columns: Iterable[Iterable[float]] = ((), (), ())) -> None:
-        self.loss, self.grad_norm, self.seconds = (array("f", c) for c in columns)
+    def __init__(self, columns: Iterable[Iterable[float]] = ((), (), (), ())) -> None:
+        self.loss, self.grad_norm, self.seconds, self.exposed = (array("f", c) for c in columns)
 
     def __len__(self) -> int:
         return len(self.loss)
 
-    def append(self, loss: float, grad_norm: float, seconds: float) -> None:
+    def append(self, loss: float, grad_norm: float, seconds: float, exposed: float) -> None:
         self.loss.append(loss)
         self.grad_norm.append(grad_norm)
         self.seconds.append(seconds)
+        self.exposed.append(exposed)
 
     def state(self) -> torch.Tensor:
-        """fp32 [3, steps]."""
-        return torch.from_numpy(np.array([self.loss, self.grad_norm, self.seconds], dtype=np.float32))
+        """fp32 [4, steps]."""
+        columns = [self.loss, self.grad_norm, self.seconds, self.exposed]
+        return torch.from_numpy(np.array(columns, dtype=np.float32))
 
     @classmethod
     def restore(cls, state: torch.Tensor) -> History:
-        return cls(state.numpy())
+        columns = list(state.numpy())
+        if len(columns) == 3:  # a checkpoint from before exchanges were timed
+            columns.append(np.full_like(columns[0], np.nan))
+        return cls(columns)
 
 
 def speed(
@@ -68,6 +74,26 @@ def speed(
         "tokens_per_second": tokens_per_second,
         "flops_per_second": flops_per_second,
         "mfu": flops_per_second / peak_flops if peak_flops else None,
+    }
+
+
+def exposed_seconds(history: History) -> float | None:
+    """The median of a step's exposed exchange of gradients on this rank; None where none was timed."""
+    seconds = np.asarray(history.exposed)
+    seconds = seconds[~np.isnan(seconds)]
+    return float(np.median(seconds)) if len(seconds) else None
+
+
+def exchange(history: History, every_rank: Sequence[float | None]) -> dict[str, float | None]:
+    """The exposed exchange of gradients: the mean of the ranks' medians, and its share of this rank's median step."""
+    known = [s for s in every_rank if s is not None]
+    if not known:
+        return dict.fromkeys(("exposed_allreduce_seconds", "exposed_allreduce_fraction"))
+    mean = sum(known) / len(known)
+    step = np.asarray(history.seconds)
+    return {
+        "exposed_allreduce_seconds": mean,
+        "exposed_allreduce_fraction": mean / float(np.median(step[~np.isnan(step)])),
     }
 
 

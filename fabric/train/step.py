@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fabric.train.checkpoint import load_weights, optimizer_state, unique_tensors
 from fabric.train.config import TrainConfig
+from fabric.train.exposed import ExposedExchange, Span
 from fabric.train.group import ALONE, Group
 from kernels import native
 from models.residual import Block
@@ -75,6 +76,8 @@ class Stepper:
         if train.compile:
             compile_layers(model)
         self._loss: Any = self._wrapped(SummedLoss(model, train, device))
+        self._exchange = ExposedExchange(device) if self._exchanges_after_backward() else None
+        self.exposed: Span | None = None  # of the last step's exchange of gradients
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._peaks = [group["lr"] for group in optimizer.param_groups]
 
@@ -86,6 +89,10 @@ class Stepper:
             loss, broadcast_buffers=False, gradient_as_bucket_view=True
         )
 
+    def _exchanges_after_backward(self) -> bool:
+        """Whether ranks exchange gradients where the wait for it can be told from the backward pass."""
+        return self.group.world > 1
+
     def gradients(self, ids_BT: Tensor, targets_BT: Tensor, micro_batch_size: int) -> Tensor:
         """Accumulate the gradients of the global batch's mean loss; returns that loss, an fp32 scalar (nats/token).
 
@@ -96,10 +103,15 @@ class Stepper:
         total: Tensor | None = None
         parts = list(zip(ids_BT.split(micro_batch_size), targets_BT.split(micro_batch_size), strict=True))
         for number, (ids_bT, targets_bT) in enumerate(parts, 1):
-            with self._accumulating(is_last=number == len(parts)):
+            is_last = number == len(parts)
+            with self._accumulating(is_last):
                 nll = self._loss(ids_bT, targets_bT) / count
+                if self._exchange is not None and is_last:
+                    self._exchange.watch(nll)
                 self._backward(nll)
             total = nll.detach() if total is None else total + nll.detach()
+        if self._exchange is not None:
+            self.exposed = self._exchange.summed()
         assert total is not None
         return self.group.sum_(total)
 

@@ -59,6 +59,9 @@ class ZeroStepper(Stepper):
     def _wrapped(self, loss: SummedLoss) -> nn.Module:
         return loss
 
+    def _exchanges_after_backward(self) -> bool:
+        return self.group.world > 1 and self.stage < 2
+
     def _start(self) -> None:
         deepspeed = _deepspeed()
         if self.stage == 3:

@@ -27,6 +27,7 @@ def test_plan_json(cli, tmp_path):
     assert {t["state"] for t in made["trials"]} == {"new"}
     assert {"phase", "arm", "role", "point", "seed", "id", "tokens", "state"} == set(made["trials"][0])
     assert made["detectable"] is None
+    assert made["predictions"] == [], "one worker a trial"
     assert made["slots"] >= 1
     assert made["eta_seconds"] > 0
     assert [a["arm"] for a in made["arms"]] == ["norm_placement=pre", "norm_placement=sandwich"]

@@ -377,5 +377,5 @@ def test_state_is_loadable_without_unpickling_code(prepared, store):
     loop.run(trial, store.trial(trial.id), cache)
     state = loop_state(store.trial(trial.id))
     assert state["loop"]["step"] == 3
-    assert state["loop"]["history"].shape == (3, 3)
+    assert state["loop"]["history"].shape == (4, 3)
     assert set(state["rng"]) == {"torch", "cuda", "numpy", "python"}

@@ -10,21 +10,45 @@ from fabric.train.memory import PeakMemory, is_out_of_memory
 from fabric.train.meters import History
 
 
-def history(losses, norms=None, seconds=None):
-    n = len(losses)
-    return History((losses, norms if norms is not None else [1.0] * n, seconds or [math.nan] * n))
+def history(losses, norms=None, seconds=None, exposed=None):
+    none = [math.nan] * len(losses)
+    norms = norms if norms is not None else [1.0] * len(losses)
+    return History((losses, norms, seconds or none, exposed or none))
 
 
 def test_history_survives_its_state_bit_for_bit():
     h = History()
-    h.append(0.1, 2.0, math.nan)
-    h.append(math.inf, 3.5, 0.25)
+    h.append(0.1, 2.0, math.nan, math.nan)
+    h.append(math.inf, 3.5, 0.25, 0.125)
     again = History.restore(h.state())
     assert again.loss == h.loss
     assert again.grad_norm == h.grad_norm
     assert again.seconds[1] == 0.25
+    assert again.exposed[1] == 0.125
     assert math.isnan(again.seconds[0])
     assert len(History.restore(History().state())) == 0
+
+
+def test_a_history_from_before_exchanges_were_timed():
+    before = torch.tensor([[4.0, 3.0], [1.0, 2.0], [math.nan, 0.5]])
+    found = History.restore(before)
+    found.append(2.5, 1.0, 0.5, 0.25)
+    assert list(found.loss) == [4.0, 3.0, 2.5]
+    assert meters.exposed_seconds(found) == 0.25
+
+
+def test_the_exposed_exchange_is_the_mean_of_the_ranks_medians_over_the_median_step():
+    nan = math.nan
+    h = history([1.0] * 4, seconds=[nan, 0.5, 0.25, 9.0], exposed=[nan, 0.125, 8.0, 0.0625])
+    assert meters.exposed_seconds(h) == 0.125
+    assert meters.exchange(h, [0.125, 0.0, None]) == {
+        "exposed_allreduce_seconds": 0.0625,
+        "exposed_allreduce_fraction": 0.125,
+    }
+    assert meters.exposed_seconds(history([1.0])) is None
+    nothing = meters.exchange(history([1.0]), [None, None])
+    assert set(nothing.values()) == {None}
+    assert set(nothing) <= set(METRICS)
 
 
 def test_smoothness_and_spikes_by_the_definition():

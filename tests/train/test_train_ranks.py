@@ -18,6 +18,7 @@ from fabric.train import loop
 from fabric.train.checkpoint import newest_checkpoint
 from fabric.train.directive import CheckpointAndExit, Continue
 from fabric.train.group import Group
+from fabric.train.meters import WARMUP_STEPS
 
 ENGINES = {
     "torch": {"engine": "torch"},
@@ -141,6 +142,27 @@ def test_two_ranks_train_as_one_process(pair, cached, alone, tmp_path, engine, p
     agree(
         pair.train(trial, tmp_path, cached[1].path), alone[precision], 5e-6 if precision == "fp32" else 5e-3
     )
+    exchange_is_told(Store(tmp_path).trial(trial.id), is_timed=engine not in ("zero2", "zero3"))
+
+
+def exchange_is_told(record, is_timed):
+    """After the warm-up every row says how long it waited for gradients, the last one which share of a step it is."""
+    *rows, final = record.metrics()
+    waits = [r["exposed_allreduce_seconds"] for r in rows if "exposed_allreduce_seconds" in r]
+    share = final["exposed_allreduce_fraction"]
+    if not is_timed:
+        assert (waits, share) == ([], None)
+        return
+    assert len(waits) == sum(r["step"] > WARMUP_STEPS for r in rows) > 0
+    assert min(waits) > 0
+    assert 0 < share < 1
+    assert final["exposed_allreduce_seconds"] > 0
+
+
+def test_one_process_has_nothing_to_wait_for(cached, tmp_path):
+    trial = trial_of(cached, workers=1)
+    train(trial.model_dump_json(), tmp_path, cached[1].path)
+    assert not any(k.startswith("exposed") for r in Store(tmp_path).trial(trial.id).metrics() for k in r)
 
 
 ENCODER = {
