@@ -129,7 +129,7 @@ def on_cluster(folder: Path, file: Path, fault: Callable[[Run], None] | None, le
                 ledger.look(sweep.store)
                 fault(Run(cluster, sweep, folder))
             if sweep.wait(240) == 0:
-                assert left_behind(cluster.address) == []
+                assert (left := left_behind(cluster.address)) == [], left
                 return sweep
             assert_honest(sweep.root)
             ledger.look(sweep.store)
