@@ -196,8 +196,7 @@ def _with_tune(
 
     here = cpu_count()
     progress.preparing(f"joining {address}" if address else "starting Ray", 0.0)
-    in_groups = not study.job.config.resources.ranks.is_alone
-    with cluster(address, here, gpu_count() if gpus else 0, dashboard=in_groups) as resources:
+    with cluster(address, here, gpu_count() if gpus else 0) as resources:
         slots = slots_for(study, resources if address else None)
         progress.attach(study, slots.slots)
         finished = run_study(

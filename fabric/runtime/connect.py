@@ -84,14 +84,11 @@ def source_hash() -> str:
 
 
 @contextmanager
-def cluster(
-    address: str | None, n_cpus: int, n_gpus: int = 0, *, dashboard: bool = False
-) -> Iterator[dict[str, Any]]:
+def cluster(address: str | None, n_cpus: int, n_gpus: int = 0) -> Iterator[dict[str, Any]]:
     """Run the block inside a Ray cluster and yield its resources.
 
-    Without an address, a cluster of this machine's own is started and ended with the block (no runtime environment:
-    that would bypass the workers that have torch loaded; a `dashboard`, on loopback, only where Ray Train runs, whose
-    cleaner of what a killed trial held asks it). With one, it is joined; our packages travel
+    Without an address, a cluster of this machine's own is started and ended with the block (no dashboard, no runtime
+    environment: that would bypass the workers that have torch loaded). With one, it is joined; our packages travel
     as `py_modules` unless this process is itself a submitted job, whose environment is the job's.
     """
     import ray
@@ -106,7 +103,7 @@ def cluster(
         staged = tempfile.TemporaryDirectory(prefix=f"{STAGED}{os.getpid()}-", ignore_cleanup_errors=True)
         try:
             with handlers_kept():
-                _start(address, n_cpus, n_gpus, Path(staged.name), dashboard)
+                _start(address, n_cpus, n_gpus, Path(staged.name))
         except AuthenticationError as error:
             raise ConnectionError(
                 f"{address or 'Ray'} asks for a token ({str(error).splitlines()[0]}): put it into ~/.ray/auth_token, "
@@ -131,7 +128,7 @@ def cluster(
             staged.cleanup()
 
 
-def _start(address: str | None, n_cpus: int, n_gpus: int, staged: Path, dashboard: bool) -> None:
+def _start(address: str | None, n_cpus: int, n_gpus: int, staged: Path) -> None:
     """Start Ray from an empty folder: Ray puts the current one on every worker's path, where a user's own `models/`
     would hide ours. The folder outlives the workers (MKL cannot load where the current directory is gone)."""
     import ray
@@ -160,8 +157,7 @@ def _start(address: str | None, n_cpus: int, n_gpus: int, staged: Path, dashboar
                 address="local",  # whatever RAY_ADDRESS says
                 num_cpus=n_cpus,
                 num_gpus=n_gpus or None,
-                include_dashboard=dashboard,
-                dashboard_host="127.0.0.1",
+                include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 **quiet,
             )

@@ -46,7 +46,7 @@ def probe_groups(short: Mapping[str, Any], stopped: Mapping[str, Any], out: str)
 
     `short` is a job of several one-step trials, one at a time; `stopped` one of longer trials, most stopped by ASHA.
     """
-    with cluster(None, cpu_count(), dashboard=True):
+    with cluster(None, cpu_count()):
         asked, trials = _trials(short, Path(out))
         first, *further = [t["called"] + t["first_step"] - a for a, t in zip(asked, trials, strict=True)]
         _, trials = _trials(stopped, Path(out))

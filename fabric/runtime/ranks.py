@@ -12,7 +12,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import ray
@@ -28,7 +28,7 @@ WAIT = 5.0  # seconds a rank 0, or the owner, waits at the mailbox before it loo
 NODE_LOST_WITHIN = 10.0  # seconds: a node's death is known after that of its processes
 
 
-HELD_BY = "placement_group"  # in a report's row: what the driver gives back when the actor is gone
+HELD_BY = "placement_group"  # the one value of a group's first report: what the driver gives back if it dies
 
 
 class Shape(NamedTuple):
@@ -117,6 +117,24 @@ def rank_loop(config: dict[str, Any]) -> None:
             ray.get(mailbox.say.remote("done"))
 
 
+def _trainer(**settings: Any) -> Any:
+    """A `TorchTrainer` without the two processes that Ray Train starts beside every group.
+
+    Its watch of nodes that leave is ours (`notices`), and what a dead group held is given back by the driver: Ray
+    Train's cleaner asks a dashboard, and without one it stays for ever.
+    """
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            found: list[Any] = super()._create_default_callbacks()
+            return [c for c in found if not isinstance(c, PlacementGroupCleanerCallback)]
+
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    return Trainer(rank_loop, **settings)
+
+
 class WorkerGroup:
     """A living group. Every method is called by the thread that runs the Tune function."""
 
@@ -134,14 +152,13 @@ class WorkerGroup:
 
     def _fit(self, config: dict[str, Any]) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchConfig
 
         workers, cpus, gpus, patience = self.shape
         os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience)
         storage = tempfile.TemporaryDirectory(prefix="fabric-ranks-", ignore_cleanup_errors=True)
         try:
-            TorchTrainer(
-                rank_loop,
+            _trainer(
                 train_loop_config=config,
                 torch_config=TorchConfig(
                     "nccl" if gpus else "gloo", timeout_s=round(patience + AFTER_PATIENCE)
@@ -177,7 +194,7 @@ class WorkerGroup:
             if kind == "done":
                 return
             try:
-                answer = report({**what, HELD_BY: self.placement_group})
+                answer = report(what)
             except BaseException as error:
                 reason = {"kind": "interrupted", "by": type(error).__name__}
                 ray.get(self._mailbox.answer.remote(Stop(reason)))
@@ -221,12 +238,16 @@ def perform_in_group(task: Mapping[str, Any], report: Report) -> None:
 
     Where a rank is lost, a trial that allows it goes on at once with fewer; the next trial begins with all again.
     """
+    from fabric.runtime.worker import report_to_tune
+
     spec = TrialSpec.model_validate_json(task["spec"])
     workers = spec.ranks.most
     while True:
         try:
             shape = Shape(workers, spec.threads, float(task["gpus"]), spec.ranks.patience_seconds)
-            _group(shape, task["source_hash"]).run(task, report)
+            group = _group(shape, task["source_hash"])
+            report_to_tune({HELD_BY: group.placement_group})
+            group.run(task, report)
             return
         except GroupLostError as lost:
             workers = next_fewer(workers, spec)
@@ -234,16 +255,6 @@ def perform_in_group(task: Mapping[str, Any], report: Report) -> None:
                 if _node_is_gone():
                     raise PreemptedError(str(lost)) from None
                 raise
-
-
-def give_back(placement_groups: Iterable[str]) -> None:
-    """Free what worker groups hold: Ray keeps it for the driver's lifetime, also when the actor that asked is gone."""
-    from ray._raylet import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-    for name in placement_groups:
-        with contextlib.suppress(Exception):  # it, or all of Ray, is gone already
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
 
 
 def next_fewer(workers: int, spec: TrialSpec) -> int:

@@ -26,7 +26,8 @@ from fabric.runtime.connect import (
     lost_processes,
     source_hash,
 )
-from fabric.runtime.ranks import HELD_BY, give_back
+from fabric.runtime.held import Held
+from fabric.runtime.ranks import HELD_BY
 from fabric.runtime.signals import clean_stop
 from fabric.runtime.worker import fabric_trial
 from fabric.store import StoreFullError, told_when_full
@@ -47,7 +48,7 @@ class Bridge:
         self.study, self.slots, self.progress = study, slots, progress
         self.caches, self.settings = caches, {**settings, "cache": str(caches.root)}
         self.tasks: dict[str, Task] = {}
-        self.placement_groups: set[str] = set()
+        self.held = Held()
         self.interrupted = False
         self.preparing = False
         self.problem: OSError | ValueError | None = None  # why no trial can go on
@@ -119,7 +120,9 @@ class Bridge:
 
     def reported(self, tune_id: str, row: dict[str, Any]) -> bool:
         """Whether the trial goes on."""
-        self.placement_groups |= {row[HELD_BY]} if HELD_BY in row else set()
+        if HELD_BY in row:
+            self.held.note(tune_id, row[HELD_BY])
+            return True
         task = self.tasks.get(tune_id)
         if task is None or task.kind != "train" or self.over:
             return True
@@ -133,6 +136,8 @@ class Bridge:
         task = self.tasks.pop(tune_id, None)
         if task is None or self.over:
             return
+        if error is not None and not task.trial.spec.ranks.is_alone:
+            self.held.lost(tune_id, others=bool(self.tasks))
         if error is not None and (problem := _not_the_trial(error)):
             self.problem = problem
             return
@@ -338,7 +343,7 @@ def run_study(
         if bridge.problem is None:
             raise
     finally:
-        give_back(bridge.placement_groups)
+        bridge.held.all()
     if bridge.problem is not None:
         raise bridge.problem
     return not bridge.interrupted

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster_kit import Nodes, free_port, left_behind, nodes
+from cluster_kit import Nodes, left_behind, nodes
 from drill_kit import (
     Ledger,
     Sweep,
@@ -121,7 +121,7 @@ def on_cluster(folder: Path, file: Path, fault: Callable[[Run], None] | None, le
     """The study on clusters, each of them new, until it ends well; with a fault in the middle of the first."""
     for attempt in range(3):
         with (
-            nodes(3, dashboard=free_port()) as cluster,
+            nodes(3) as cluster,
             sweeping(file, folder, "--address", cluster.address, **JOINED) as sweep,
         ):
             if fault is not None and attempt == 0:
