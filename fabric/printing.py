@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fabric.console import PipedConsole
 from fabric.job.units import human_bytes, human_count, human_seconds
+from fabric.store import local
 
 if TYPE_CHECKING:
     from fabric.doctoring import Finding
@@ -170,7 +171,7 @@ def write_results(found: Results, *, csv: Path | None, parquet: Path | None, plo
         _check_ending(plot)
     for path in (csv, parquet, plot):
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            local(path, "the file").parent.mkdir(parents=True, exist_ok=True)
     if csv:
         render.to_csv(found.arms, csv)
     if parquet:

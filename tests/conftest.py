@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,3 +56,33 @@ def ray_session() -> Iterator[None]:
 
     with cluster(None, n_cpus=2):
         yield
+
+
+BUCKET = "records"
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The URL of a bucket on a real S3 server (moto's) of this process, which the environment leads to."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server.start()
+    app, lock = server._server.app, threading.Lock()
+
+    def in_one_step(environ: Any, start_response: Any) -> Any:
+        # moto looks for `If-None-Match: *` and writes in two steps, S3 itself in one.
+        with lock:
+            return app(environ, start_response)
+
+    server._server.app = in_one_step
+    host, port = server.get_host_and_port()
+    found = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    found |= {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_MAX_ATTEMPTS": "2"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in found.items():
+            patch.setenv(name, value)
+        import s3fs
+
+        s3fs.S3FileSystem().mkdir(BUCKET)
+        yield f"s3://{BUCKET}"
+    server.stop()
