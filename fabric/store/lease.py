@@ -27,6 +27,7 @@ from fabric.store.objects import Objects, StoreUnavailableError
 
 BEAT, SILENT, LOOK = 5.0, 30.0, 1.0  # seconds
 FOLDER = "driver"
+_OURS: set[str] = set()  # tokens of the leases this process holds
 
 
 class LockedError(RuntimeError):
@@ -63,6 +64,7 @@ class Lease:
             found = read_record(self.objects, self.key) or {}
             if found.get("token") != self._who["token"]:  # else the answer was lost, and asked for again
                 return False
+        _OURS.add(str(self._who["token"]))
         return newest(self.objects)[0] == self.number
 
     def beat(self) -> None:
@@ -73,6 +75,7 @@ class Lease:
             self.objects.put(self.key, self._body())
 
     def release(self) -> None:
+        _OURS.discard(str(self._who["token"]))
         if not self.is_lost:
             self.objects.put(self.key, self._body(released=True))
 
@@ -176,6 +179,8 @@ def lives(objects: Objects, holder: Mapping[str, Any]) -> bool:
     if holder.get("released"):
         return False
     if _machine() is not None and holder.get("machine") == _machine():
+        if holder.get("pid") == os.getpid() and holder.get("token") not in _OURS:
+            return False  # it could not be released: the store was out of reach
         return _started(holder.get("pid")) == holder.get("started")
     said = f"looking for up to {SILENT:.0f} s whether {holder.get('holder')} still drives this sweep"
     warnings.warn(said, RuntimeWarning, stacklevel=2)

@@ -109,7 +109,7 @@ class LocalObjects:
     def get(self, key: str) -> bytes | None:
         try:
             return (self.root / key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
     def list(self, prefix: str) -> list[str]:

@@ -136,7 +136,9 @@ def _opened(root: Url) -> tuple[Any, str]:
             errno.ENOENT, f"{root} needs the package {package}, which is not installed: pip install {wanted}"
         ) from None
     except Exception as error:  # credentials that cannot be read
-        raise (_trouble(root, error) or error) from error
+        if (trouble := _trouble(root, error)) is None:
+            raise
+        raise trouble from error
     return fs, str(path).rstrip("/")
 
 
