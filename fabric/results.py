@@ -12,7 +12,7 @@ from fabric.analysis.table import ArmRow, aggregate
 from fabric.evaluate.config import EvaluateConfig
 from fabric.job.schema import SelectConfig
 from fabric.planning.tasks import headline
-from fabric.store import Store, TrialRecord, Url, driver_lives
+from fabric.store import Store, TrialRecord, Url, driver_lives, located
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def results(folder: str | Path | Url, *, study: str | None = None) -> Results:
 
 def open_store(folder: str | Path | Url) -> Store:
     """The store at a job's folder; ValueError when there is none."""
-    store = Store(folder)
+    store = Store(folder).at_once()
     if not store.is_there():
         raise ValueError(
             f"{store.root} is no job folder: it has neither trials nor studies (give <out>/<job name>)"
@@ -100,8 +100,8 @@ class TrialStatus:
 
 def status(folder: str | Path | Url) -> list[TrialStatus]:
     """The state of every trial in a job's folder. Raises ValueError when it is no job folder."""
+    alive = driver_lives(located(folder))  # before the look at its trials, which it may end meanwhile
     store = open_store(folder)
-    alive = driver_lives(store.root)
     found = []
     for trial_id in store.trial_ids():
         record = store.trial(trial_id)

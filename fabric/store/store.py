@@ -27,6 +27,7 @@ from fabric.store.objects import LocalObjects, Objects
 from fabric.store.place import Place, Url, located
 from fabric.store.record import TrialRecord
 from fabric.store.remote import RemoteObjects
+from fabric.store.snapshot import Snapshot
 
 
 def objects_at(root: Place) -> Objects:
@@ -46,6 +47,10 @@ class Store:
         if isinstance(self.root, Path):
             return (self.root / "trials").is_dir() or (self.root / "studies").is_dir()
         return bool(self.objects.list("studies") or self.objects.list("trials"))
+
+    def at_once(self) -> Store:
+        """This store to be read as a whole: at a URL as it is now, in few requests."""
+        return Store(self.root, Snapshot(self.objects)) if isinstance(self.root, Url) else self
 
     def trial(self, trial_id: str, numerics: str | None = None) -> TrialRecord:
         return TrialRecord(self.objects, trial_id, numerics)

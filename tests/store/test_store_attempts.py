@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -118,9 +119,9 @@ def test_decisions_and_evaluations_are_taken_once(store: Store) -> None:
 
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), min_size=1, max_size=5))
-def test_merged_rows_are_one_line_of_steps(new_root: Callable[[], str], goes: list[tuple[int, int]]) -> None:
+def test_merged_rows_are_one_line_of_steps(goes: list[tuple[int, int]]) -> None:
     """Whatever attempts there were, each step has one row, and the newest attempt that reached it wrote it."""
-    record = Store(new_root()).trial("t")
+    record = Store(f"memory://{uuid.uuid4().hex}/job").trial("t")
     expected: dict[int, int] = {}
     for number, (start, n) in enumerate(goes, 1):
         start = min(start, max(expected, default=0))

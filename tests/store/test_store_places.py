@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fabric.store import Store, StoreUnavailableError, Url, fetch, is_url, local, located, remote, share
 from fabric.store.remote import RemoteObjects
+from fabric.store.snapshot import Snapshot
 from fabric.store.store import objects_at
 
 KEYS = st.sampled_from(["x", "d/x", "d/y", "d/e/z", "dd/x"])
@@ -73,6 +74,19 @@ def test_objects_larger_than_a_request_are_whole_or_not_there(s3, monkeypatch) -
     assert objects.create("w", large)
     assert not objects.create("w", large[:-1])
     assert objects.get("w") == large
+
+
+def test_a_snapshot_reads_what_was_there(s3) -> None:
+    objects = RemoteObjects(located(s3.new()))
+    for key in ("a", "d/x", "d/y", "dd"):
+        objects.put(key, key.encode())
+    seen = Snapshot(objects)
+    objects.put("d/z", b"later")
+    assert seen.list("") == ["a", "d/x", "d/y", "dd"]
+    assert seen.list("d") == seen.list("d/") == ["d/x", "d/y"]
+    assert [seen.get(k) for k in ("a", "d/z", "d", "d/x")] == [b"a", None, None, b"d/x"]
+    objects.delete("a")
+    assert seen.get("a") == b"a"
 
 
 # -- URLs ---------------------------------------------------------------------------------------------------------
