@@ -119,7 +119,7 @@ def plan(
     Raises JobError when the job is not valid (every arm of every phase is checked).
     """
     loaded = load_job(job, scale, overrides, cache_root(out))
-    store = Store(out_root(loaded, out))
+    store = Store(out_root(loaded, out)).at_once()
     study = _dry_study(loaded, store, out, strict_numerics)
     later = _placeholders(study)
     slots, excess = _slots(study)

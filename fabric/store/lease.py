@@ -47,12 +47,13 @@ class Lease:
         self.key = f"{FOLDER}/{number:06d}.json"
         self.is_lost = False
         self._beat = 0
+        self._token = uuid.uuid4().hex
         self._who = {
             "holder": f"process {os.getpid()} on {socket.gethostname()}",
             "machine": _machine(),
             "pid": os.getpid(),
             "started": _started(os.getpid()),
-            "token": uuid.uuid4().hex,
+            "token": self._token,
         }
 
     def _body(self, released: bool = False) -> bytes:
@@ -60,12 +61,14 @@ class Lease:
 
     def take(self) -> bool:
         """Whether the number is ours now, and the largest."""
-        if not self.objects.create(self.key, self._body()):
-            found = read_record(self.objects, self.key) or {}
-            if found.get("token") != self._who["token"]:  # else the answer was lost, and asked for again
-                return False
-        _OURS.add(str(self._who["token"]))
-        return newest(self.objects)[0] == self.number
+        _OURS.add(self._token)
+        taken = self.objects.create(self.key, self._body())
+        if not taken:  # or the answer was lost, and asked for again
+            taken = (read_record(self.objects, self.key) or {}).get("token") == self._token
+        if taken and newest(self.objects)[0] == self.number:
+            return True
+        _OURS.discard(self._token)
+        return False
 
     def beat(self) -> None:
         """Say that we live, unless another driver has a larger number."""
@@ -75,7 +78,7 @@ class Lease:
             self.objects.put(self.key, self._body())
 
     def release(self) -> None:
-        _OURS.discard(str(self._who["token"]))
+        _OURS.discard(self._token)
         if not self.is_lost:
             self.objects.put(self.key, self._body(released=True))
 
@@ -129,17 +132,17 @@ def leased(objects: Objects, root: object) -> Iterator[Objects]:
     Raises LockedError where a living driver has it, StoreUnavailableError where conditional writes are not honoured.
     """
     lease = _taken(objects, root)
-    if lease.creates_twice():
-        raise StoreUnavailableError(
-            errno.ENOTSUP,
-            f"{root} overwrites an object that exists when it is told not to (If-None-Match: *): records need a "
-            "store that honours conditional writes, such as S3 itself",
-        )
-    lease.drop_older()
     over = threading.Event()
     beating = threading.Thread(target=_beat, args=(lease, over), daemon=True)
     beating.start()
     try:
+        if lease.creates_twice():
+            raise StoreUnavailableError(
+                errno.ENOTSUP,
+                f"{root} overwrites an object that exists when it is told not to (If-None-Match: *): records need a "
+                "store that honours conditional writes, such as S3 itself",
+            )
+        lease.drop_older()
         yield Held(objects, lease, root)
     finally:
         over.set()

@@ -115,6 +115,7 @@ class RemoteObjects:
                 if trouble is None:
                     raise
                 if wait is None or not self._has_answered or trouble.errno != errno.EIO:
+                    self._has_answered = False  # what is asked next is not waited for as long again
                     raise trouble from error
                 time.sleep(wait)
             else:
