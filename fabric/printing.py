@@ -14,6 +14,7 @@ from rich.console import Console
 from fabric.console import PipedConsole
 from fabric.job.units import human_bytes, human_count, human_seconds
 from fabric.printing_workers import print_prediction, print_workers, table_of
+from fabric.store import local
 
 if TYPE_CHECKING:
     from fabric.doctoring import Finding
@@ -169,7 +170,7 @@ def write_results(found: Results, *, csv: Path | None, parquet: Path | None, plo
         _check_ending(plot)
     for path in (csv, parquet, plot):
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            local(path, "the file").parent.mkdir(parents=True, exist_ok=True)
     if csv:
         render.to_csv(found.arms, csv)
     if parquet:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from fabric.analysis.workers import WorkersRow, workers_rows
 from fabric.evaluate.config import EvaluateConfig
 from fabric.job.schema import SelectConfig
 from fabric.planning.tasks import headline
-from fabric.store import Store, TrialRecord
+from fabric.store import Store, TrialRecord, Url, driver_lives, located
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Results:
         return match[0] if match else None
 
 
-def results(folder: str | Path, *beside: str | Path, study: str | None = None) -> Results:
+def results(folder: str | Path | Url, *beside: str | Path | Url, study: str | None = None) -> Results:
     """The results of a job's folder (`<out>/<job>`): mean, 95 % interval, n and verdict per arm and phase.
 
     `study` picks one of several (another scale, another search); the newest otherwise. The newest studies of the
@@ -78,7 +77,7 @@ def results(folder: str | Path, *beside: str | Path, study: str | None = None) -
     )
 
 
-def _chosen(folder: str | Path, study: str | None = None) -> tuple[dict[str, Any], Store, str]:
+def _chosen(folder: str | Path | Url, study: str | None = None) -> tuple[dict[str, Any], Store, str]:
     """A folder's study as its record has it, the store and the study's id; the newest where none is asked for."""
     store = open_store(folder)
     chosen = study or store.newest_study()
@@ -89,14 +88,14 @@ def _chosen(folder: str | Path, study: str | None = None) -> tuple[dict[str, Any
     return job, store, chosen
 
 
-def open_store(folder: str | Path) -> Store:
+def open_store(folder: str | Path | Url) -> Store:
     """The store at a job's folder; ValueError when there is none."""
-    root = Path(folder).expanduser().resolve()
-    if not (root / "trials").is_dir() and not (root / "studies").is_dir():
+    store = Store(folder).at_once()
+    if not store.is_there():
         raise ValueError(
-            f"{root} is no job folder: it has neither trials nor studies (give <out>/<job name>)"
+            f"{store.root} is no job folder: it has neither trials nor studies (give <out>/<job name>)"
         )
-    return Store(root)
+    return store
 
 
 @dataclass(frozen=True)
@@ -111,10 +110,10 @@ class TrialStatus:
     val_loss: float | None
 
 
-def status(folder: str | Path) -> list[TrialStatus]:
+def status(folder: str | Path | Url) -> list[TrialStatus]:
     """The state of every trial in a job's folder. Raises ValueError when it is no job folder."""
+    alive = driver_lives(located(folder))  # before the look at its trials, which it may end meanwhile
     store = open_store(folder)
-    alive = _driver_alive(store.root)
     found = []
     for trial_id in store.trial_ids():
         record = store.trial(trial_id)
@@ -160,15 +159,3 @@ def _why(reason: dict[str, Any] | Any) -> str:
         return f"rung {reason['rung']} tokens: {reason['value']} against {reason['cutoff']}"
     details = [f"{k} {v}" for k, v in reason.items() if k in ("step", "why", "message", "error")]
     return " ".join([str(kind), *map(str, details)]).strip().split("\n")[0]
-
-
-def _driver_alive(root: Path) -> bool:
-    """Whether a sweep holds the folder's lock; looks without making one."""
-    try:
-        with open(root / "driver.lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False

@@ -15,7 +15,7 @@ from fabric.planning.expand import Arm, arms_of_phase, arms_of_search, nuisance_
 from fabric.planning.match import matched_configuration
 from fabric.planning.trial import RanksConfig, TrialSpec
 from fabric.runtime.signals import interruptible
-from fabric.store import Store
+from fabric.store import Store, Url, located, share
 from fabric.sweeping import JobSource, cache_root, out_root
 from fabric.train.directive import Continue, Directive
 from models.parts import nearest
@@ -31,7 +31,7 @@ def run(
     seed: int = 0,
     scale: str | None = None,
     overrides: Iterable[str] = (),
-    out: str | Path = "runs",
+    out: str | Path | Url = "runs",
     on_row: Callable[[Mapping[str, Any]], None] = lambda row: None,
     group: Group | None = None,
 ) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _run(
     loaded: Job,
     arm: str | None,
     seed: int,
-    out: str | Path,
+    out: str | Path | Url,
     on_row: Callable[[Mapping[str, Any]], None],
     group: Group | None,
 ) -> dict[str, Any]:
@@ -84,6 +84,8 @@ def _run(
     if group.leads:
         prepare(spec.data, cache_root(out))
         record.write_spec(spec.model_dump(mode="json"))
+        for name in spec.cached:
+            share(located(out), cache_root(out), name)
     group.told(None)  # the others find it all there
     cache = prepare(spec.data, cache_root(out))
 

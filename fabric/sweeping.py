@@ -17,7 +17,18 @@ from fabric.planning.study import Action, Study, Task
 from fabric.planning.study import Machine as StudyMachine
 from fabric.planning.trial import RanksConfig, TrialSpec
 from fabric.runtime.signals import interruptible
-from fabric.store import Store, StoreFullError, driver_lock, told_when_full
+from fabric.store import (
+    Place,
+    Store,
+    StoreUnavailableError,
+    Url,
+    cache_of,
+    driver_lock,
+    located,
+    share,
+    told_when_full,
+)
+from fabric.store.objects import Objects
 
 JobSource = str | Path | Mapping[str, Any]
 
@@ -38,21 +49,28 @@ class Progress(Protocol):
 class SweepResult:
     """How a sweep ended: its folder, study, and whether it was interrupted or trials failed."""
 
-    root: Path
+    root: Place
     study: str
     interrupted: bool
     failed: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
-def out_root(job: Job, out: str | Path) -> Path:
+def out_root(job: Job, out: str | Path | Url) -> Place:
     """Where a job's records live: `<out>/<job name>`."""
-    return Path(out).expanduser().resolve() / job.name
+    return located(out) / job.name
 
 
-def cache_root(out: str | Path) -> Path:
-    """Where token caches live: beside the jobs, shared by them."""
-    return Path(out).expanduser().resolve() / ".cache"
+def cache_root(out: str | Path | Url) -> Path:
+    """Where token caches live: beside the jobs, shared by them; the user's own cache folder where `out` is a URL."""
+    return cache_of(located(out))
+
+
+def tune_folder(root: Place) -> Path:
+    """Where Tune keeps its own records of a job: beside ours, or on the driver's machine where ours are at a URL."""
+    if isinstance(root, Path):
+        return root / "tune"
+    return cache_of(root) / "tune" / str(root).replace("://", "/", 1)
 
 
 def sweep(
@@ -60,7 +78,7 @@ def sweep(
     *,
     scale: str | None = None,
     overrides: Iterable[str] = (),
-    out: str | Path = "runs",
+    out: str | Path | Url = "runs",
     address: str | None = None,
     runner: Literal["tune", "inline"] = "tune",
     strict_numerics: bool = False,
@@ -68,28 +86,40 @@ def sweep(
 ) -> SweepResult:
     """Train everything a job compares; the same call goes on where the last one stopped.
 
-    `address` joins a running Ray cluster (`out` must then be shared storage). `runner="inline"` trains one trial
+    `out` is a folder, or a URL of an object store (`s3://bucket/prefix`). `address` joins a running Ray cluster (`out`
+    must then be a URL, or a folder that all nodes share). `runner="inline"` trains one trial
     after the other in this process, without Ray. `strict_numerics` trains again what was trained under other library
     versions, instructions or threads: bit-equality is promised only within one such fingerprint.
 
-    Raises JobError for a bad job, LockedError when another sweep holds the folder, StoreFullError when nothing more
-    can be recorded; ClusterLostError when Ray dies. Interrupted by Ctrl-C or SIGTERM it returns, or raises
+    Raises JobError for a bad job, LockedError when another sweep holds the folder, StoreUnavailableError when nothing
+    more can be recorded; ClusterLostError when Ray dies. Interrupted by Ctrl-C or SIGTERM it returns, or raises
     KeyboardInterrupt where nothing is trained yet.
     """
     loaded = load_job(job, scale, overrides, cache_root(out))
     watcher = progress or Silent()
     root = out_root(loaded, out)
-    with interruptible(), driver_lock(root), told_when_full(root):
-        study = new_study(loaded, root, out, strict=strict_numerics, alone=runner == "inline")
+    written = root if isinstance(root, Path) else cache_root(out)
+    with interruptible(), driver_lock(root) as objects, told_when_full(written):
+        study = new_study(loaded, root, out, objects, strict=strict_numerics, alone=runner == "inline")
         if runner == "inline":
             return _inline(study, root, out, watcher)
         return _with_tune(study, root, out, address, watcher)
 
 
 def new_study(
-    job: Job, root: Path, out: str | Path, *, strict: bool = False, dry: bool = False, alone: bool = False
+    job: Job,
+    root: Place,
+    out: str | Path | Url,
+    objects: Objects | None = None,
+    *,
+    strict: bool = False,
+    dry: bool = False,
+    alone: bool = False,
 ) -> Study:
-    """The planner of a job on its store; `alone`: its trials are one process each, whatever `resources` says."""
+    """The planner of a job on its store, which writes through the `objects` that a driver's lock gave it.
+
+    `alone`: its trials are one process each, whatever `resources` says.
+    """
     keys: dict[DataConfig, str] = {}
 
     def key(config: DataConfig) -> str:
@@ -99,20 +129,28 @@ def new_study(
         return keys[config]
 
     ranks = RanksConfig() if alone else job.config.resources.ranks
-    return Study(job, Store(root), key, StudyMachine(job.threads, job.device, ranks), dry=dry, strict=strict)
+    machine = StudyMachine(job.threads, job.device, ranks)
+    return Study(job, Store(root, objects), key, machine, dry=dry, strict=strict)
 
 
 class Caches:
-    """The token caches of a run: each is built (or found) before the first trial that needs it."""
+    """The token caches of a run: each is built (or found) before the first trial that needs it, and shared with the
+    other machines where they share no folder."""
 
-    def __init__(self, job: Job, out: str | Path, progress: Progress) -> None:
+    def __init__(self, job: Job, out: str | Path | Url, progress: Progress) -> None:
         self.job, self.root, self.progress = job, cache_root(out), progress
+        self.out = located(out)
         self._ready: dict[str, TokenCache] = {}
+        self._shared: set[str] = set()
 
     def ensure(self, task: Task) -> None:
         """Raises JobError where the text cannot be read, is too little for a batch, or a split for one window."""
+        spec = task.trial.spec
         with naming_corpus(self.job):
-            self._ensure(task.trial.spec)
+            self._ensure(spec)
+        for name in set(spec.cached) - self._shared:
+            share(self.out, self.root, name)
+            self._shared.add(name)
 
     def _ensure(self, spec: TrialSpec) -> None:
         if spec.data_key not in self._ready:
@@ -148,7 +186,7 @@ def task_body(study: Study, task: Task, **settings: Any) -> dict[str, Any]:
     }
 
 
-def _inline(study: Study, root: Path, out: str | Path, progress: Progress) -> SweepResult:
+def _inline(study: Study, root: Place, out: str | Path | Url, progress: Progress) -> SweepResult:
     from fabric.runtime.worker import perform
     from fabric.train.directive import CheckpointAndExit, Continue, Directive, Stop
 
@@ -172,7 +210,7 @@ def _inline(study: Study, root: Path, out: str | Path, progress: Progress) -> Sw
         error = None
         try:
             perform(body, report)
-        except StoreFullError:
+        except StoreUnavailableError:
             raise
         except Exception as problem:
             error = f"{type(problem).__name__}: {problem}"
@@ -185,7 +223,7 @@ def _inline(study: Study, root: Path, out: str | Path, progress: Progress) -> Sw
 
 
 def _with_tune(
-    study: Study, root: Path, out: str | Path, address: str | None, progress: Progress
+    study: Study, root: Place, out: str | Path | Url, address: str | None, progress: Progress
 ) -> SweepResult:
     if study.finished():
         return _result(study, root, interrupted=False)
@@ -224,7 +262,7 @@ def slots_for(study: Study, resources: Mapping[str, float] | None) -> Concurrenc
     return concurrency(study.job.config.resources, peak, n_trials, cpus, gpus)
 
 
-def _result(study: Study, root: Path, interrupted: bool) -> SweepResult:
+def _result(study: Study, root: Place, interrupted: bool) -> SweepResult:
     failed = tuple(t.id for t in study.trials.values() if t.end == "failed" or t.id in study.untested)
     return SweepResult(root, study.id, interrupted, failed, tuple(study.notes))
 

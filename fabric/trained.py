@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from fabric.data.corpus import real_path
 from fabric.planning.trial import TrialSpec
-from fabric.store import FINISHED, Store, TrialRecord
+from fabric.store import FINISHED, Place, Store, TrialRecord, Url, cache_of, fetch, is_url, located
 
 if TYPE_CHECKING:
     from fabric.data import TokenCache
@@ -32,7 +32,7 @@ class Trained:
     One that was not trained here has no `trial`, but a tokenizer of transformers (what it puts before a prompt counts).
     """
 
-    source: Path
+    source: Place
     model: CausalLM
     tokenizer: Tokenizer
     trial: Trial | None = None
@@ -47,19 +47,25 @@ class Trained:
         return ids or [self.tokenizer.eos_id]
 
 
-def is_foreign(path: Path) -> bool:
+def is_foreign(path: Place) -> TypeGuard[Path]:
     """Whether a path holds a model in the field's formats: a folder with a config.json, or a GGUF file."""
+    if isinstance(path, Url):
+        return False
     return path.suffix == ".gguf" or (path / "config.json").is_file()
 
 
-def load_trained(target: str | Path) -> Trained:
+def load_trained(target: str | Path | Url) -> Trained:
     """A model and its tokenizer: a trial's folder, a job's (then its best trial), a Hugging Face folder, a GGUF file.
 
     Of a trial it is the last weights; a token cache that is gone is built again. Raises ValueError when the trial or
     its checkpoint is missing, or its text too, and for a foreign model that ours cannot be.
     """
-    path = real_path(Path(target))
+    path = _target(target)
     return _load_foreign(path) if is_foreign(path) else _load_trial(path)
+
+
+def _target(given: str | Path | Url) -> Place:
+    return located(given) if is_url(given) else real_path(Path(str(given)))
 
 
 def _load_foreign(path: Path) -> Trained:
@@ -102,7 +108,7 @@ def own_tokenizer(source: Path | str) -> Tokenizer | None:
         return None
 
 
-def _load_trial(path: Path) -> Trained:
+def _load_trial(path: Place) -> Trained:
     store, record = find_trial(path)
     spec, model = _last_weights(record)
     tokenizer = _token_cache(store, spec).tokenizer()
@@ -135,15 +141,16 @@ def _spec_of(record: TrialRecord) -> TrialSpec | None:
     return None if body is None else TrialSpec.model_validate({**body, "device": "cpu"})
 
 
-def find_trial(target: str | Path) -> tuple[Store, TrialRecord]:
+def find_trial(target: str | Path | Url) -> tuple[Store, TrialRecord]:
     """The trial of a path: a trial's folder, or a job's folder (then its best finished trial by validation loss).
 
     Raises ValueError when there is no finished trial there.
     """
-    path = real_path(Path(target))
-    if path.parent.name == "trials" and (path / "trial.json").exists():
-        store = Store(path.parents[1])
-        return store, store.trial(path.name)
+    path = _target(target)
+    if path.parent.name == "trials":
+        store = Store(path.parent.parent)
+        if (record := store.trial(path.name)).is_there():
+            return store, record
     store = Store(path)
     losses: list[tuple[float, str]] = []
     for trial_id in store.trial_ids():
@@ -159,14 +166,12 @@ def find_trial(target: str | Path) -> tuple[Store, TrialRecord]:
     return store, store.trial(min(losses)[1])
 
 
-def _cache_root(store: Store) -> Path:
-    return store.root.parent / ".cache"
-
-
 def _open_cache(store: Store, spec: TrialSpec) -> TokenCache:
     from fabric.data import TokenCache
 
-    return TokenCache.open(_cache_root(store) / "tokens" / spec.data_key, spec.data_key)
+    root = cache_of(store.root.parent)
+    fetch(store.root.parent, root, f"tokens/{spec.data_key}")
+    return TokenCache.open(root / "tokens" / spec.data_key, spec.data_key)
 
 
 def _token_cache(store: Store, spec: TrialSpec) -> TokenCache:
@@ -178,7 +183,7 @@ def _token_cache(store: Store, spec: TrialSpec) -> TokenCache:
     except ValueError as error:
         lost = str(error)
     try:
-        cache = prepare(spec.data, _cache_root(store))
+        cache = prepare(spec.data, cache_of(store.root.parent))
     except ValueError as error:
         raise ValueError(f"{lost}; it cannot be built again: {error}") from None
     if cache.key != spec.data_key:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,3 +57,58 @@ def ray_session() -> Iterator[None]:
 
     with cluster(None, n_cpus=2):
         yield
+
+
+class S3:
+    """A real S3 server (moto's) in this process; `url` names its bucket, the environment leads to it."""
+
+    url = "s3://records"
+
+    def __init__(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self.is_away = False
+        self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        self._server.start()
+        app, lock = self._server._server.app, threading.Lock()
+
+        def in_one_step(environ: Any, start_response: Any) -> Any:
+            # moto looks for `If-None-Match: *` and writes in two steps, S3 itself in one.
+            with lock:
+                if not self.is_away:
+                    return app(environ, start_response)
+            start_response("503 Service Unavailable", [("Content-Length", "0")])
+            return [b""]
+
+        self._server._server.app = in_one_step
+        host, port = self._server.get_host_and_port()
+        self.environment = {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "me",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_MAX_ATTEMPTS": "1",
+        }
+
+    def new(self) -> str:
+        """A prefix nobody has used."""
+        return f"{self.url}/{uuid.uuid4().hex[:8]}"
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """The run's S3 server."""
+    server = S3()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        import s3fs
+
+        s3fs.S3FileSystem().mkdir(server.url)
+        yield server
+    server.stop()

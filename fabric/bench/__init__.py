@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from fabric.bench.measure import Setting, finish
+from fabric.store import local
 from models.parts import nearest
 
 
@@ -54,7 +55,11 @@ def bench(
     module = modules[name]
     _check_parts(name, only, getattr(module, "CHOICES", ()))
     setting = Setting(
-        repeats, Path(out).expanduser().resolve(), quick, tuple(only), progress or (lambda _line: None)
+        repeats,
+        local(out, "--out").expanduser().resolve(),
+        quick,
+        tuple(only),
+        progress or (lambda _line: None),
     )
     if not profile:
         return finish(name, benches()[name], setting, module.run(setting))

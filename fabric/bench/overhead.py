@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fabric.bench.measure import Figure, Measured, Sample, Setting, in_turn, ratio
@@ -20,6 +19,7 @@ from fabric.bench.work import (
     step_seconds,
 )
 from fabric.planning.machine import cpu_count
+from fabric.store import Place
 
 N_TRIALS = 8
 TRIAL_SECONDS, QUICK_SECONDS = 66.0, 1.0
@@ -106,5 +106,5 @@ def train_all(tasks: list[dict[str, Any]]) -> None:
             perform({**task, "kind": kind}, keep_going)
 
 
-def _first_metric(root: Path) -> float:
+def _first_metric(root: Place) -> float:
     return min(first_metric_at(attempt) for attempt in attempts(root))

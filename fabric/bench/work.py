@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric.bench.measure import Setting
+from fabric.store import Place
 
 SEQ_LEN, BATCH = 256, 8
 # What the ablation job trains, with the measurements at a trial's end left out: they are not what is timed.
@@ -74,7 +75,7 @@ def prepared_spec(config: Mapping[str, Any], setting: Setting) -> tuple[Any, Any
     from fabric.runtime.worker import token_cache
 
     spec = task.trial.spec
-    return spec, token_cache(str(cache_root(setting.out)), spec.data_key)
+    return spec, token_cache(cache_root(setting.out), spec.data_key)
 
 
 def engine(spec: Any, cache: Any) -> Any:
@@ -106,8 +107,9 @@ def timed(work: Callable[[], Any]) -> float:
 # ---- times told by run records: each object is written once and whole, so its file's time is that of the event
 
 
-def attempts(root: Path) -> list[Path]:
+def attempts(root: Place) -> list[Path]:
     """The folders of all attempts of a job, by the time they began."""
+    assert isinstance(root, Path), "benches write to local folders"
     return sorted(root.glob("trials/*/attempts/*"), key=began_at)
 
 

@@ -53,6 +53,10 @@ def find_start(name: str, folder: Path, cache_root: Path) -> Start:
     """
     if not name.strip():
         raise ValueError(f"an empty name; give {KINDS}")
+    if "://" in name:
+        raise ValueError(
+            f"{name!r} is a URL: `fabric export {name} --out FOLDER` fetches it; then give {KINDS}"
+        )
     hub = name.removeprefix("hub:")
     path = at_home(Path(name))
     places = [path] if path.is_absolute() else [folder / path, Path.cwd() / path]

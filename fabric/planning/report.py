@@ -31,7 +31,7 @@ from fabric.planning.prediction import predictions
 from fabric.planning.speed import flops_per_second
 from fabric.planning.study import ArmRun, Machine, PhaseRun, Study, Trial
 from fabric.planning.trial import TrialSpec
-from fabric.store import FAILED, FINISHED, Store
+from fabric.store import FAILED, FINISHED, Store, Url
 from fabric.sweeping import JobSource, cache_root, out_root, slots_for
 from kernels.folders import default_cache_root
 from models import n_params, state_bytes
@@ -115,7 +115,7 @@ def plan(
     *,
     scale: str | None = None,
     overrides: Iterable[str] = (),
-    out: str | Path = "runs",
+    out: str | Path | Url = "runs",
     strict_numerics: bool = False,
 ) -> Plan:
     """What `fabric.sweep` with the same arguments would do; trains nothing and writes no record.
@@ -123,7 +123,7 @@ def plan(
     Raises JobError when the job is not valid (every arm of every phase is checked).
     """
     loaded = load_job(job, scale, overrides, cache_root(out))
-    store = Store(out_root(loaded, out))
+    store = Store(out_root(loaded, out)).at_once()
     study = _dry_study(loaded, store, out, strict_numerics)
     later = _placeholders(study)
     slots, excess = _slots(study)
@@ -152,7 +152,7 @@ def plan(
     )
 
 
-def _dry_study(job: Job, store: Store, out: str | Path, strict: bool) -> Study:
+def _dry_study(job: Job, store: Store, out: str | Path | Url, strict: bool) -> Study:
     """The planner of a job that writes nothing below `out`; the hash of a large corpus is remembered where caches are
     already, else in the user's own cache folder."""
     folder = cache_root(out)

@@ -130,6 +130,12 @@ class TrialSpec(Config):
         return hashlib.sha256(canonical_json(self.identity()).encode()).hexdigest()[:16]
 
     @property
+    def cached(self) -> tuple[str, ...]:
+        """The folders of a cache that its training reads."""
+        weights = () if self.weights is None else (f"weights/{self.weights}",)
+        return (f"tokens/{self.data_key}", *weights)
+
+    @property
     def evaluation_key(self) -> str:
         """What the final measurements depend on besides the weights: results under two keys are never compared."""
         config = described(self.evaluate.model_copy(update=dict.fromkeys(("minimal_pairs", *WHILE_TRAINING))))

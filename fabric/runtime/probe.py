@@ -15,7 +15,7 @@ from fabric.planning.study import Task
 from fabric.runtime.connect import cluster
 from fabric.runtime.worker import perform_on_ray, report_to_tune
 from fabric.store import driver_lock
-from fabric.sweeping import Caches, Silent, new_study, out_root
+from fabric.sweeping import Caches, Silent, new_study
 from fabric.train.directive import Directive
 
 TIMES = "probe"  # the folder beside a job's trials in which each leaves its times
@@ -71,7 +71,7 @@ def _trials(body: Mapping[str, Any], out: Path) -> tuple[list[float], list[dict[
     from fabric.runtime.tune import run_study
 
     loaded = load_job(body)
-    root = out_root(loaded, out)
+    root = out / loaded.name
     heard = _Started()
     with driver_lock(root):
         study = new_study(loaded, root, out)

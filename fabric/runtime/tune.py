@@ -4,6 +4,7 @@ decisions. Tune's own records are written for its tools to read (`tune/<n>`); we
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,8 +31,8 @@ from fabric.runtime.held import Held
 from fabric.runtime.ranks import HELD_BY
 from fabric.runtime.signals import clean_stop
 from fabric.runtime.worker import fabric_trial
-from fabric.store import StoreFullError, told_when_full
-from fabric.sweeping import Caches, Progress, task_body
+from fabric.store import Place, StoreUnavailableError, told_when_full
+from fabric.sweeping import Caches, Progress, task_body, tune_folder
 
 SECONDS_TO_STOP = (
     2  # before Tune kills an actor that still trains when the sweep is interrupted (its default: 10)
@@ -71,10 +72,13 @@ class Bridge:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """What the block writes may find the disk full: then the run ends, and no trial is to blame."""
+        """What the block writes may find the disk full, or the store out of reach.
+
+        Then the run ends, and no trial is to blame.
+        """
         try:
             yield
-        except StoreFullError as error:
+        except StoreUnavailableError as error:
             self.problem = self.problem or error
 
     def next_config(self, tune_id: str) -> dict[str, Any] | str | None:
@@ -158,8 +162,8 @@ class Bridge:
 
 def _not_the_trial(error: str) -> OSError | ValueError | None:
     """The problem behind a worker's error that every other trial would have too, out of Ray's text of it."""
-    if full := re.search(r"StoreFullError: \[Errno (\d+)\] ([^\n]+)", error):
-        return StoreFullError(int(full[1]), full[2])
+    if full := re.search(r"StoreUnavailableError: ([^\n]+)", error):
+        return StoreUnavailableError(errno.EIO, full[1])
     if other := re.search(r"SourcesDifferError: ([^\n]+)", error):
         return SourcesDifferError(other[1])
     return None
@@ -298,17 +302,18 @@ def run_study(
     slots: int,
     cpus: float,
     gpus: float,
-    root: Path,
+    root: Place,
     progress: Progress,
     caches: Caches,
     trainable: Callable[[dict[str, Any]], None] = fabric_trial,
 ) -> bool:
     """Run a study to its end inside an initialised Ray; False when it was interrupted.
 
-    `trainable` does a task inside a worker. Raises StoreFullError when nothing more can be recorded,
+    `trainable` does a task inside a worker. Raises StoreUnavailableError when nothing more can be recorded,
     SourcesDifferError when a worker runs other code, ClusterLostError when Ray dies; the same call goes on later.
     """
-    number = 1 + max((int(p.name) for p in (root / "tune").glob("[0-9]*") if p.name.isdigit()), default=0)
+    folder = tune_folder(root)
+    number = 1 + max((int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit()), default=0)
     bridge = Bridge(study, slots, progress, caches, {"invocation": number, "source_hash": source_hash()})
     resources: dict[str, float] = {"cpu": cpus, **({"gpu": gpus} if gpus else {})}
     if not study.job.config.resources.ranks.is_alone:
@@ -326,7 +331,7 @@ def run_study(
         ),
         run_config=tune.RunConfig(
             name=str(number),
-            storage_path=str((root / "tune").resolve()),
+            storage_path=str(folder.resolve()),
             callbacks=[EndCallback(bridge)],
             stop=HaltStopper(bridge),
             verbose=0,
@@ -334,7 +339,7 @@ def run_study(
         ),
     )
     try:
-        with clean_stop(bridge.interrupt), told_when_full(root):
+        with clean_stop(bridge.interrupt), told_when_full(folder):
             tuner.fit()
     except _Lost as lost:
         raise ClusterLostError(str(lost)) from None

@@ -14,7 +14,7 @@ import models.decoder  # noqa: F401
 from fabric.data import TokenCache
 from fabric.planning.trial import TrialSpec
 from fabric.runtime.connect import ROOT, SourcesDifferError, source_hash
-from fabric.store import Store
+from fabric.store import Store, cache_of, fetch
 from fabric.train.directive import PREEMPTED, Continue, Directive, Leaving, PreemptedError, Report, never
 from fabric.train.group import ALONE, Group
 from fabric.train.start import weights_file
@@ -69,14 +69,16 @@ def perform(task: Mapping[str, Any], report: Report, group: Group = ALONE, leavi
 
     Raises PreemptedError when it was left because of `leaving`: then its checkpoint is on disk.
     """
-    record = Store(task["store"]).trial(task["trial"], task["numerics"])
+    store = Store(task["store"])
+    record = store.trial(task["trial"], task["numerics"])
     if record.spec() is None:
         raise RuntimeError(
             f"{record.prefix}/trial.json is missing below {task['store']}: is the folder shared?"
         )
     # As this run wants it measured; the record's own copy is of the run that first planned the trial.
     spec = TrialSpec.model_validate_json(task["spec"])
-    cache = token_cache(task["cache"], spec.data_key)
+    folder = cache_folder(store, task["cache"], spec)
+    cache = token_cache(folder, spec.data_key)
     if task["kind"] == "test":
         from fabric.evaluate.test import read_test_split
 
@@ -90,7 +92,7 @@ def perform(task: Mapping[str, Any], report: Report, group: Group = ALONE, leavi
         report=report,
         rung_tokens=task["rungs"],
         micro_batch_size=task["micro_batch_size"],
-        weights=None if spec.weights is None else weights_file(task["cache"], spec.weights),
+        weights=None if spec.weights is None else weights_file(folder, spec.weights),
         group=group,
         leaving=leaving,
         provenance={"invocation": task["invocation"], "source_hash": task["source_hash"]},
@@ -100,9 +102,20 @@ def perform(task: Mapping[str, Any], report: Report, group: Group = ALONE, leavi
         raise PreemptedError(f"its node is taken away; its checkpoint of step {outcome.step} is written")
 
 
-def token_cache(root: str, key: str) -> TokenCache:
+def cache_folder(store: Store, drivers: str, spec: TrialSpec) -> Path:
+    """Where this machine has what a trial reads: the driver's folder, or, where records are at a URL, its own, into
+    which what is missing is fetched."""
+    if isinstance(store.root, Path):
+        return Path(drivers)
+    folder = cache_of(store.root)
+    for name in spec.cached:
+        fetch(store.root.parent, folder, name)
+    return folder
+
+
+def token_cache(root: Path, key: str) -> TokenCache:
     """The opened token cache, kept between the trials of an actor."""
-    path = Path(root) / "tokens" / key
+    path = root / "tokens" / key
     if str(path) not in _CACHES:
         _CACHES[str(path)] = TokenCache.open(path)
     return _CACHES[str(path)]

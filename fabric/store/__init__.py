@@ -2,9 +2,12 @@
 
 from fabric.store.attempt import Attempt
 from fabric.store.encoding import dump_json
-from fabric.store.lock import LockedError, driver_lock
-from fabric.store.objects import StoreFullError, told_when_full
+from fabric.store.lease import LockedError
+from fabric.store.lock import driver_lives, driver_lock
+from fabric.store.objects import StoreUnavailableError, told_when_full
+from fabric.store.place import Place, Url, cache_of, is_url, local, located
 from fabric.store.record import FAILED, FINISHED, RUNNING, STOPPED, Checkpoint, Status, TrialRecord
+from fabric.store.sharing import fetch, share
 from fabric.store.store import Store
 
 __all__ = [
@@ -15,11 +18,20 @@ __all__ = [
     "Attempt",
     "Checkpoint",
     "LockedError",
+    "Place",
     "Status",
     "Store",
-    "StoreFullError",
+    "StoreUnavailableError",
     "TrialRecord",
+    "Url",
+    "cache_of",
+    "driver_lives",
     "driver_lock",
     "dump_json",
+    "fetch",
+    "is_url",
+    "local",
+    "located",
+    "share",
     "told_when_full",
 ]

@@ -1,4 +1,4 @@
-"""One driver a job folder: a second one is told who holds it and stops."""
+"""One driver a job: a second one is told who holds it and stops."""
 
 from __future__ import annotations
 
@@ -10,19 +10,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fabric.store.lease import LockedError, leased, lives, newest
+from fabric.store.objects import LocalObjects, Objects
+from fabric.store.place import Place, Url
+from fabric.store.remote import RemoteObjects
+
 PATIENCE = 0.5  # seconds; `fabric status` holds the lock for an instant to see whether a driver lives
 
 
-class LockedError(RuntimeError):
-    """Another live process holds the folder."""
+@contextmanager
+def driver_lock(root: Place) -> Iterator[Objects]:
+    """Hold a job's folder while the block runs, and yield its objects, through which its driver writes.
+
+    A local folder is locked by `<root>/driver.lock`, which the system lets go of when the process dies; a URL by a
+    lease (see `fabric.store.lease`). Raises LockedError, naming the holder, when another process has it; ValueError
+    when there can be no such folder, StoreUnavailableError when the URL cannot be written.
+    """
+    if isinstance(root, Url):
+        with leased(RemoteObjects(root), root) as objects:
+            yield objects
+    else:
+        with _locked_file(root):
+            yield LocalObjects(root)
 
 
 @contextmanager
-def driver_lock(root: Path) -> Iterator[None]:
-    """Hold `<root>/driver.lock` while the block runs; the system lets go of it when the process dies.
-
-    Raises LockedError, naming the holder, when another process has it; ValueError when there can be no such folder.
-    """
+def _locked_file(root: Path) -> Iterator[None]:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -32,10 +45,7 @@ def driver_lock(root: Path) -> Iterator[None]:
     with open(path, "a+") as file:
         if not _taken(file.fileno()):
             file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise LockedError(
-                f"{root} is in use by {holder}. Wait for it, stop it, or choose another --out folder."
-            )
+            raise LockedError(root, file.read().strip() or "another process")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
@@ -53,3 +63,18 @@ def _taken(descriptor: int) -> bool:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.02)
+
+
+def driver_lives(root: Place) -> bool:
+    """Whether a sweep holds a job's folder; looks without making or taking a lock."""
+    if isinstance(root, Url):
+        _, holder = newest(objects := RemoteObjects(root))
+        return holder is not None and lives(objects, holder)
+    try:
+        with open(root / "driver.lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

@@ -16,16 +16,22 @@ from pathlib import Path
 from typing import Protocol
 
 
-class StoreFullError(OSError):
-    """The disk below a store takes no more: full, over its quota, or read-only. No trial is to blame."""
+class StoreUnavailableError(OSError):
+    """Where a store keeps its records nothing can be written (a full, read-only disk) or reached (an object store).
+
+    No trial is to blame.
+    """
+
+    def __str__(self) -> str:
+        return str(self.strerror or super().__str__())
 
 
 @contextmanager
 def told_when_full(root: Path) -> Iterator[None]:
-    """Turn the system's word for a full disk into one that says which, and what to do. Raises StoreFullError."""
+    """Turn the system's word for a full disk into one that says which, and what to do. Raises StoreUnavailableError."""
     try:
         yield
-    except StoreFullError:
+    except StoreUnavailableError:
         raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
@@ -33,7 +39,9 @@ def told_when_full(root: Path) -> Iterator[None]:
         what = (
             f"{os.strerror(error.errno)}: nothing more can be written below {root}. Nothing recorded is lost"
         )
-        raise StoreFullError(error.errno, f"{what}; make room, then the same command goes on") from None
+        raise StoreUnavailableError(
+            error.errno, f"{what}; make room, then the same command goes on"
+        ) from None
 
 
 class Objects(Protocol):
@@ -101,7 +109,7 @@ class LocalObjects:
     def get(self, key: str) -> bytes | None:
         try:
             return (self.root / key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
     def list(self, prefix: str) -> list[str]:

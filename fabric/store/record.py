@@ -57,6 +57,10 @@ class TrialRecord:
         """Keep what is to be trained (once; the id says it cannot differ later)."""
         create_record(self.objects, f"{self.prefix}/trial.json", spec)
 
+    def is_there(self) -> bool:
+        """Whether the trial was ever planned here."""
+        return self.objects.get(f"{self.prefix}/trial.json") is not None
+
     def spec(self) -> dict[str, Any] | None:
         return self._read("trial")
 

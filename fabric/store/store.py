@@ -9,6 +9,7 @@
     <root>/trials/<id>/attempts/<n>/checkpoints/<step>/   files, then manifest.json: it exists when the manifest does
     <root>/trials/<id>/attempts/<n>/status.json           heartbeat, state, reason
     <root>/studies/<study>/…                              the resolved job and its rate and phase decisions
+    <root>/driver/<n>.json                                at a URL: who drives the job (a folder has driver.lock)
 
 An *attempt* is one process's go at a trial; its number is the lease. A worker writes only below its own attempt, the
 driver only decisions, so a process that was thought dead can do no harm.
@@ -23,15 +24,33 @@ from typing import Any
 
 from fabric.store.encoding import create_record, dump_json, read_record
 from fabric.store.objects import LocalObjects, Objects
+from fabric.store.place import Place, Url, located
 from fabric.store.record import TrialRecord
+from fabric.store.remote import RemoteObjects
+from fabric.store.snapshot import Snapshot
+
+
+def objects_at(root: Place) -> Objects:
+    """The objects below a folder or a URL."""
+    return RemoteObjects(root) if isinstance(root, Url) else LocalObjects(root)
 
 
 class Store:
-    """All records of one job below one root (`<out>/<job name>`)."""
+    """All records of one job below one root (`<out>/<job name>`), a folder or a URL."""
 
-    def __init__(self, root: Path | str, objects: Objects | None = None) -> None:
-        self.root = Path(root)
-        self.objects = objects or LocalObjects(self.root)
+    def __init__(self, root: Path | str | Url, objects: Objects | None = None) -> None:
+        self.root = located(root)
+        self.objects = objects or objects_at(self.root)
+
+    def is_there(self) -> bool:
+        """Whether the root is a job's at all."""
+        if isinstance(self.root, Path):
+            return (self.root / "trials").is_dir() or (self.root / "studies").is_dir()
+        return bool(self.objects.list("studies") or self.objects.list("trials"))
+
+    def at_once(self) -> Store:
+        """This store to be read as a whole: at a URL as it is now, in few requests."""
+        return Store(self.root, Snapshot(self.objects)) if isinstance(self.root, Url) else self
 
     def trial(self, trial_id: str, numerics: str | None = None) -> TrialRecord:
         return TrialRecord(self.objects, trial_id, numerics)

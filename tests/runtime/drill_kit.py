@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from fabric.results import results, status
-from fabric.store import Store
+from fabric.store import Place, Store
 
 ROOT = Path(__file__).resolve().parents[2]
 SEQ_LEN, BATCH = 32, 4
@@ -120,7 +120,9 @@ def write_job(folder: Path, body: dict[str, Any]) -> Path:
 class Sweep:
     """`fabric sweep` as a process of its own, in a session of its own, with its output in files."""
 
-    def __init__(self, job_file: Path, out: Path, *options: str, cwd: Path | None = None, **environment: str):
+    def __init__(
+        self, job_file: Path, out: Place, *options: str, cwd: Path | None = None, **environment: str
+    ):
         self.root = out / "drill"
         number = len(list(job_file.parent.glob("stdout-*.txt")))
         self.out_file = job_file.parent / f"stdout-{number}.txt"
@@ -209,7 +211,7 @@ def sweeping(*args: Any, **options: Any) -> Iterator[Sweep]:
             process.end()
 
 
-def resumed(job_file: Path, out: Path, **options: Any) -> Sweep:
+def resumed(job_file: Path, out: Place, **options: Any) -> Sweep:
     """The same command once more, to its end."""
     with sweeping(job_file, out, **options) as last:
         assert last.wait(240) == 0, last.stderr[-3000:]
@@ -350,7 +352,7 @@ class Ledger:
 _CLOCKED = ("second", "time", "mfu", "memory", "wait", "history")
 
 
-def table(root: Path) -> str:
+def table(root: Place) -> str:
     """The results as canonical text, without what a clock or memory meter said."""
     from dataclasses import asdict
 
@@ -374,7 +376,7 @@ def losses(store: Store) -> dict[str, list[tuple[int, Any]]]:
     }
 
 
-def assert_honest(root: Path) -> None:
+def assert_honest(root: Place) -> None:
     """After a driver has gone nothing may be said to run, and what is finished has its final metrics."""
     for s in status(root):
         assert s.state != "running", s

@@ -28,15 +28,15 @@ class Heard(Silent):
             self.errors.append((task.trial.id, error))
 
 
-def tune_sweep(body: dict[str, Any], out: Path, trainable: Any = fabric_trial, slots: int = 1) -> Any:
+def tune_sweep(body: dict[str, Any], out: Path | str, trainable: Any = fabric_trial, slots: int = 1) -> Any:
     """`fabric.sweep` with a trainable of the test's own; the study and what was heard of it."""
     from fabric.runtime.tune import run_study
 
     loaded = load_job(body)
     root = out_root(loaded, out)
     heard = Heard()
-    with driver_lock(root):
-        study = new_study(loaded, root, out)
+    with driver_lock(root) as objects:
+        study = new_study(loaded, root, out, objects)
         caches = Caches(loaded, out, heard)
         options = {"slots": slots, "cpus": 1, "gpus": 0, "root": root, "progress": heard, "caches": caches}
         assert run_study(study, trainable=trainable, **options)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
+import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric.store import FINISHED, RUNNING, STOPPED, Store
-from fabric.store.objects import LocalObjects
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path)
+def store(new_root: Callable[[], str]) -> Store:
+    return Store(new_root())
 
 
-def test_create_writes_once_whoever_asks(tmp_path: Path) -> None:
-    objects = LocalObjects(tmp_path)
+def test_create_writes_once_whoever_asks(store: Store) -> None:
+    objects = store.objects
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(lambda i: objects.create("a/lease", str(i).encode()), range(40)))
     assert sum(won) == 1
@@ -66,8 +66,8 @@ def test_rows_of_a_resumed_attempt_replace_what_came_after_its_start(store: Stor
 def test_a_cut_line_costs_only_itself(store: Store) -> None:
     attempt = store.trial("t").new_attempt({})
     attempt.write_metrics([{"step": 1}, {"step": 2}])
-    path = store.root / f"{attempt.prefix}/metrics-000000.jsonl"
-    path.write_bytes(path.read_bytes()[:-6])
+    key = f"{attempt.prefix}/metrics-000000.jsonl"
+    store.objects.put(key, (store.objects.get(key) or b"")[:-6])
     assert [r["step"] for r in store.trial("t").metrics()] == [1]
 
 
@@ -87,9 +87,9 @@ def test_checkpoints_keep_the_last_and_pass_over_damage(store: Store) -> None:
     found = record.checkpoints()
     assert [c.step for c in found] == [2, 3]
     assert record.read_checkpoint(found[-1]) == {"w": b"3"}
-    (store.root / found[-1].prefix / "w").write_bytes(b"4")
+    store.objects.put(f"{found[-1].prefix}/w", b"4")
     assert record.read_checkpoint(found[-1]) is None, "the hash says so"
-    (store.root / found[0].prefix / "manifest.json").unlink()
+    store.objects.delete(f"{found[0].prefix}/manifest.json")
     assert [c.step for c in record.checkpoints()] == [3], "without its manifest it is no checkpoint"
 
 
@@ -119,11 +119,9 @@ def test_decisions_and_evaluations_are_taken_once(store: Store) -> None:
 
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)), min_size=1, max_size=5))
-def test_merged_rows_are_one_line_of_steps(
-    tmp_path_factory: pytest.TempPathFactory, goes: list[tuple[int, int]]
-) -> None:
+def test_merged_rows_are_one_line_of_steps(goes: list[tuple[int, int]]) -> None:
     """Whatever attempts there were, each step has one row, and the newest attempt that reached it wrote it."""
-    record = Store(tmp_path_factory.mktemp("rows")).trial("t")
+    record = Store(f"memory://{uuid.uuid4().hex}/job").trial("t")
     expected: dict[int, int] = {}
     for number, (start, n) in enumerate(goes, 1):
         start = min(start, max(expected, default=0))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.store import LockedError, Store, StoreFullError, driver_lock, told_when_full
+from fabric.store import LockedError, Store, StoreUnavailableError, driver_lock, told_when_full
 from fabric.store.objects import LocalObjects
 
 
@@ -39,7 +39,9 @@ class Full(LocalObjects):
 def test_a_full_disk_says_which_and_what_to_do(tmp_path, number):
     objects = Full(tmp_path, 0, number)
     for write in (objects.put, objects.create):
-        with pytest.raises(StoreFullError, match=f"below {tmp_path}.*the same command goes on") as raised:
+        with pytest.raises(
+            StoreUnavailableError, match=f"below {tmp_path}.*the same command goes on"
+        ) as raised:
             write("a/b", b"x")
         assert raised.value.errno == number
     assert objects.list("") == []
@@ -48,8 +50,8 @@ def test_a_full_disk_says_which_and_what_to_do(tmp_path, number):
 def test_other_errors_of_the_system_stay_what_they_are(tmp_path):
     with pytest.raises(PermissionError), told_when_full(tmp_path):
         raise PermissionError(errno.EACCES, "no")
-    with pytest.raises(StoreFullError, match="first") as raised, told_when_full(tmp_path):
-        raise StoreFullError(errno.ENOSPC, "first")
+    with pytest.raises(StoreUnavailableError, match="first") as raised, told_when_full(tmp_path):
+        raise StoreUnavailableError(errno.ENOSPC, "first")
     assert str(raised.value).count("No space") == 0, "told once"
 
 
@@ -59,7 +61,7 @@ def test_a_checkpoint_cut_short_by_a_full_disk_leaves_nothing(tmp_path, room):
     attempt = Store(tmp_path, objects).trial("t").new_attempt({})
     attempt.save_checkpoint(1, {"w": b"1", "o": b"1"}, {}, keep_last=1)
     objects.room = room
-    with pytest.raises(StoreFullError):
+    with pytest.raises(StoreUnavailableError):
         attempt.save_checkpoint(2, {"w": b"2", "o": b"2"}, {}, keep_last=1)
     record = Store(tmp_path).trial("t")
     assert [c.step for c in record.checkpoints()] == [1]
