@@ -60,12 +60,12 @@ class BlockWork:
 
         Raises ValueError for unreadable text, and for an id outside the vocabulary.
         """
-        tokenizer, sizes = _tokenizer(self.folder, self.eos_token)
+        tokenizer, sizes = tokenizer_in(self.folder, self.eos_token)
         n_tokens, n_bytes = [0] * len(SPLITS), [0] * len(SPLITS)
         files = [self._part(block.number, split).open("wb") for split in range(len(SPLITS))]
         try:
             texts = read_documents(block.source, block.starts, block.ends)
-            for batch, splits in _batches(texts, block.splits.tolist()):
+            for batch, splits in batches(texts, block.splits.tolist()):
                 for ids, split in zip(tokenizer.encode_documents(batch), splits):
                     if (largest := int(ids.max())) >= len(sizes):
                         raise ValueError(
@@ -131,7 +131,8 @@ def create_stream(path: Path, n_bytes: int) -> None:
         os.truncate(file.fileno(), n_bytes)
 
 
-def _batches(texts: Iterable[str], splits: list[int]) -> Iterator[tuple[list[str], list[int]]]:
+def batches(texts: Iterable[str], splits: list[int]) -> Iterator[tuple[list[str], list[int]]]:
+    """Texts with their splits, some at a time: as many as are tokenised at once."""
     batch: list[str] = []
     first = characters = 0
     for number, text in enumerate(texts, start=1):
@@ -145,7 +146,8 @@ def _batches(texts: Iterable[str], splits: list[int]) -> Iterator[tuple[list[str
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(folder: str, eos_token: str) -> tuple[Tokenizer, np.ndarray]:
+def tokenizer_in(folder: str, eos_token: str) -> tuple[Tokenizer, np.ndarray]:
+    """The tokenizer in a cache's folder, and the bytes each of its ids stands for."""
     file = Path(folder, "tokenizer.json")
     if not file.is_file():
         raise ValueError(

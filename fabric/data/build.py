@@ -52,6 +52,7 @@ class Build:
 
     def run(self, backend: str, n_blocks: int | None) -> None:
         """Index, split, make the tokenizer, tokenise, place, write the manifest last."""
+        (self.temp / "parts").mkdir()
         index = index_documents(self.sources, lambda part: self.progress("index", part))
         splits = splits_of(self.config, self.sources, index)
         tokenizer = self.config.tokenizer.build(lambda: self._train_texts(index, splits), self.root)
@@ -128,28 +129,34 @@ class Build:
         dtype: str,
         counts: list[BlockCount],
     ) -> None:
-        per_split = split_counts(index, splits)
+        per_split: dict[str, dict[str, Any]] = dict(split_counts(index, splits))
         exact = True
         for number, entry in enumerate(per_split.values()):
             entry["n_tokens"] = sum(c.n_tokens[number] for c in counts)
             exact = exact and entry["n_bytes"] == sum(c.token_bytes[number] for c in counts)
-        files = sorted(f for f in self.temp.iterdir() if f.is_file())
-        eos = {"eos_id": tokenizer.eos_id, "eos_token": tokenizer.eos_token}
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "key": self.key,
+        about = {
             "packing": PACKING_VERSION,
             "dtype": dtype,
-            "vocab_size": tokenizer.vocab_size,
-            "tokenizer": {
-                "identity": self.config.tokenizer.identity(self.root),
-                "sha256": tokenizer.sha256,
-                **eos,
-            },
             "token_bytes_exact": exact,
             "splits": per_split,
             "n_dropped_documents": int((splits == DROPPED).sum()),
             "sources": self.identities,
-            "files": {f.name: {"bytes": f.stat().st_size, "sha256": sha256_of_file(f)} for f in files},
         }
-        write_atomic(self.temp / "manifest.json", canonical_json(manifest).encode())
+        write_manifest(self.temp, self.key, tokenizer, self.config.tokenizer.identity(self.root), about)
+
+
+def write_manifest(
+    folder: Path, key: str, tokenizer: Tokenizer, identity: dict[str, Any], about: dict[str, Any]
+) -> None:
+    """Write a cache's manifest, the last of its files: what it is, and the hash of every other file."""
+    files = sorted(f for f in folder.iterdir() if f.is_file())
+    eos = {"eos_id": tokenizer.eos_id, "eos_token": tokenizer.eos_token}
+    manifest = {
+        **about,
+        "schema_version": SCHEMA_VERSION,
+        "key": key,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": {"identity": identity, "sha256": tokenizer.sha256, **eos},
+        "files": {f.name: {"bytes": f.stat().st_size, "sha256": sha256_of_file(f)} for f in files},
+    }
+    write_atomic(folder / "manifest.json", canonical_json(manifest).encode())

@@ -8,6 +8,7 @@ independently of each other, so tokenising can be spread in any way without chan
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import mmap
 import re
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from fabric.data.corpus import CorpusError, Source, reading
+from fabric.data.places import Opened, is_url
 
 PROGRESS_DOCUMENTS = 4096
 BOM = b"\xef\xbb\xbf"
@@ -62,9 +64,7 @@ def index_documents(
             starts.append(start)
             ends.append(end)
             sizes.append(len(text.encode()))
-            digests.append(
-                int.from_bytes(hashlib.blake2b(stripped.encode(), digest_size=8).digest(), "little")
-            )
+            digests.append(digest_of(stripped))
             if len(starts) % PROGRESS_DOCUMENTS == 0 and source.format != "parquet":  # there, ends are rows
                 progress((number + end / size) / len(sources))
         if len(starts) == before:
@@ -79,6 +79,11 @@ def index_documents(
         np.array(sizes, np.int64),
         np.array(digests, np.uint64),
     )
+
+
+def digest_of(stripped: str) -> int:
+    """64 bits of the hash of a text without surrounding white space."""
+    return int.from_bytes(hashlib.blake2b(stripped.encode(), digest_size=8).digest(), "little")
 
 
 def _scan(source: Source) -> Iterator[tuple[int, int, str]]:
@@ -118,15 +123,15 @@ def _scan_text(source: Source) -> Iterator[tuple[int, int, str]]:
     if path.stat().st_size == 0:
         raise CorpusError(f"{path} is empty (0 bytes); remove it from the corpus or fill it")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for start, end in _cut(data, source):
+        for start, end in _cut(data, source, is_head=True):
             yield start, end, _decode(source.path, data[start:end], start)
 
 
-def _cut(data: mmap.mmap, source: Source) -> Iterator[tuple[int, int]]:
+def _cut(data: mmap.mmap | bytes, source: Source, is_head: bool) -> Iterator[tuple[int, int]]:
     """Byte ranges of the documents. A range of white space only is joined to the document after it, so
     nothing is lost at a file's head; at its end it is dropped with the separator.
     """
-    begin = len(BOM) if data[: len(BOM)] == BOM else 0
+    begin = len(BOM) if is_head and data[: len(BOM)] == BOM else 0
     rule = source.boundary
     if rule.pattern is not None:
         for match in re.finditer(rule.pattern.encode(), data, re.MULTILINE):
@@ -138,6 +143,18 @@ def _cut(data: mmap.mmap, source: Source) -> Iterator[tuple[int, int]]:
             begin = match.end() if rule.where == "drop" else end
     if begin < len(data):
         yield begin, len(data)
+
+
+def documents_of_bytes(source: Source, data: bytes, start: int) -> Iterator[str]:
+    """The texts of a stretch of whole documents, which begins at byte `start` of its text or JSON Lines file."""
+    if source.format == "text":
+        for first, last in _cut(data, source, is_head=start == 0):
+            yield _decode(source.path, data[first:last], start + first)
+        return
+    for line in io.BytesIO(data):
+        if line.strip():
+            yield _json_text(source, line, start)
+        start += len(line)
 
 
 def _scan_jsonl(source: Source) -> Iterator[tuple[int, int, str]]:
@@ -186,7 +203,7 @@ def _open_parquet(source: Source) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(source.path)
+        file = pq.ParquetFile(Opened(source.path).file if is_url(source.path) else source.path)
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(f"{source.path} is not a Parquet file ({error})") from None
     if source.text_field not in file.schema_arrow.names:
@@ -212,17 +229,39 @@ def _reading_parquet(source: Source) -> Iterator[None]:
 
 
 def _scan_parquet(source: Source) -> Iterator[tuple[int, int, str]]:
-    file, row = _open_parquet(source), 0
+    file = _open_parquet(source)
     batches = file.iter_batches(columns=[source.text_field], batch_size=1024)
+    for row, value in enumerate(_values(source, batches)):
+        yield row, row + 1, _field(source, {source.text_field: value}, f"row {row}")
+
+
+def _values(source: Source, batches: Iterator[Any]) -> Iterator[Any]:
+    """The values of a column, batch by batch."""
     while True:
         with _reading_parquet(source):
             batch = next(batches, None)
             values = [] if batch is None else batch.column(0).to_pylist()
         if batch is None:
             return
-        for value in values:
-            yield row, row + 1, _field(source, {source.text_field: value}, f"row {row}")
-            row += 1
+        yield from values
+
+
+def row_group_bytes(source: Source) -> list[int]:
+    """Bytes of the text in each row group of a Parquet file, uncompressed."""
+    about = _open_parquet(source).metadata
+    sizes = []
+    for group in (about.row_group(g) for g in range(about.num_row_groups)):
+        columns = [group.column(i) for i in range(group.num_columns)]
+        sizes += [int(c.total_uncompressed_size) for c in columns if c.path_in_schema == source.text_field]
+    return sizes
+
+
+def documents_of_row_group(source: Source, group: int) -> Iterator[str]:
+    """The texts of a row group's rows."""
+    file = _open_parquet(source)
+    batches = file.iter_batches(columns=[source.text_field], batch_size=1024, row_groups=[group])
+    for row, value in enumerate(_values(source, batches)):
+        yield _field(source, {source.text_field: value}, f"row {row} of row group {group}")
 
 
 def _read_parquet_rows(source: Source, starts: np.ndarray) -> Iterator[str]:

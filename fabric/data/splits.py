@@ -42,7 +42,7 @@ def assign_splits(
     home = home.astype(np.int64)
     pool = np.flatnonzero((home == NOT_GIVEN) | (home == TRAIN))
     sizes = np.bincount(group, weights=n_bytes, minlength=len(first))[pool]
-    order = np.argsort(_keyed(digests[first][pool], seed), kind="stable")
+    order = np.argsort(keyed(digests[first][pool], seed), kind="stable")
     home[pool] = TRAIN
     _cut_from(home, pool[order], sizes[order], fractions)
     result = home[group].astype(np.uint8)
@@ -78,7 +78,7 @@ def _cut_from(home: np.ndarray, order: np.ndarray, sizes: np.ndarray, fractions:
         begin = end
 
 
-def _keyed(digests: np.ndarray, seed: int) -> np.ndarray:
+def keyed(digests: np.ndarray, seed: int) -> np.ndarray:
     """Pseudo-random uint64 per digest: splitmix64's finaliser, a bijection, on digest + seed."""
     key = int.from_bytes(hashlib.blake2b(f"split:{seed}".encode(), digest_size=8).digest(), "little")
     x = digests + np.uint64(key)

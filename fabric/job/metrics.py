@@ -25,6 +25,7 @@ METRICS: dict[str, Metric] = {
     "loss_scale": Metric("", None, "fp16 loss scale"),
     "data_seconds": Metric("s", "lower", "time spent waiting for data since the start"),
     "data_hash": Metric("", None, "hash of the tokens of the step's batch"),
+    "order": Metric("", None, "of the training text: exact, or approximate (a stream's)"),
     "val_loss": Metric(
         "nats/token",
         "lower",

@@ -55,9 +55,7 @@ def place_with_ray(work: BlockWork, offsets: list[tuple[int, ...]], n_blocks: in
 
 
 def _tokenise(work: BlockWork, row: dict[str, Any]) -> dict[str, Any]:
-    # Read when the tokenizers library starts its threads: Ray gives a task one CPU, it would take all.
-    os.environ["RAYON_NUM_THREADS"] = "1"
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    one_thread()
     count, error = BlockCount(int(row["number"]), (0,) * len(SPLITS), (0,) * len(SPLITS)), ""
     try:
         count = work.tokenise(_unpack(row))
@@ -65,6 +63,12 @@ def _tokenise(work: BlockWork, row: dict[str, Any]) -> dict[str, Any]:
         error = str(wrong)
     counts = {"n_tokens": list(count.n_tokens), "token_bytes": list(count.token_bytes)}
     return {"number": count.number, **counts, "error": error}
+
+
+def one_thread() -> None:
+    """Let the tokenizers library take the one CPU that Ray gives a task; it reads this when it starts its threads."""
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _place(work: BlockWork, row: dict[str, Any]) -> dict[str, Any]:
@@ -102,13 +106,13 @@ def _run(
     items: list[dict[str, Any]], task: Callable[[dict[str, Any]], dict[str, Any]], n_blocks: int
 ) -> Iterator[dict[str, Any]]:
     """Rows of `task` over `items`, as they are done."""
-    with _quiet():
+    with quiet():
         dealt = ray.data.from_items(items, override_num_blocks=min(n_blocks, len(items)))
         yield from dealt.map(task).iter_rows()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars or log lines from Ray Data; the settings found are put back."""
     context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     before = (context.enable_progress_bars, logger.level)

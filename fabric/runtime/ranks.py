@@ -88,7 +88,7 @@ def rank_loop(config: dict[str, Any]) -> None:
         if task is None:
             continue
         try:
-            perform(task, report, group)
+            perform(task, report, group, with_ray=True)
         except Exception as error:
             ray.get(mailbox.say.remote("failed", f"rank {group.rank}: {type(error).__name__}: {error}"))
             raise

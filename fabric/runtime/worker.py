@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Preloaded with torch, so that a first step waits for no import.
 import fabric.evaluate.final
@@ -18,6 +18,9 @@ from fabric.store import Store
 from fabric.train.directive import Continue, Directive
 from fabric.train.group import ALONE, Group
 from fabric.train.start import weights_file
+
+if TYPE_CHECKING:
+    from fabric.data.stream import Read
 
 _CACHES: dict[str, TokenCache] = {}
 
@@ -37,7 +40,7 @@ def fabric_trial(config: dict[str, Any]) -> None:
 
         perform_in_group(task, report_to_tune)
     else:
-        perform(task, report_to_tune)
+        perform(task, report_to_tune, with_ray=True)
 
 
 def same_sources(driver: str) -> None:
@@ -57,8 +60,11 @@ def report_to_tune(row: Mapping[str, Any]) -> Directive:
     return Continue()
 
 
-def perform(task: Mapping[str, Any], report: Any, group: Group = ALONE) -> None:
-    """Do a task with any `report` function, on every rank of a group; the inline runner uses it without Ray."""
+def perform(task: Mapping[str, Any], report: Any, group: Group = ALONE, *, with_ray: bool = False) -> None:
+    """Do a task with any `report` function, on every rank of a group; the inline runner uses it without Ray.
+
+    `with_ray`: a stream is read by Ray Data, not in this process.
+    """
     record = Store(task["store"]).trial(task["trial"], task["numerics"])
     if record.spec() is None:
         raise RuntimeError(
@@ -73,6 +79,11 @@ def perform(task: Mapping[str, Any], report: Any, group: Group = ALONE) -> None:
         if group.leads:
             report(read_test_split(spec, record, cache))
         return
+    read: Read | None = None
+    if with_ray and spec.data.stream is not None:
+        from fabric.runtime.stream import read_with_ray
+
+        read = read_with_ray
     fabric.train.loop.run(
         spec,
         record,
@@ -82,6 +93,7 @@ def perform(task: Mapping[str, Any], report: Any, group: Group = ALONE) -> None:
         micro_batch_size=task["micro_batch_size"],
         weights=None if spec.weights is None else weights_file(task["cache"], spec.weights),
         group=group,
+        read=read,
         provenance={"invocation": task["invocation"], "source_hash": task["source_hash"]},
     )
 

@@ -29,6 +29,7 @@ from fabric.train.recorder import Recorder
 
 if TYPE_CHECKING:
     from fabric.data import TokenCache
+    from fabric.data.stream import Read
     from fabric.planning.trial import TrialSpec
     from fabric.store import Attempt, Status, TrialRecord
 
@@ -45,6 +46,7 @@ def run(
     micro_batch_size: int | None = None,
     weights: Path | None = None,
     group: Group = ALONE,
+    read: Read | None = None,
 ) -> Outcome:
     """Train `trial` to its end, or to where `report` says; returns how it ended.
 
@@ -53,7 +55,8 @@ def run(
     trial trains nothing and reports its final row, measured again when `trial.evaluate` wants other measurements. An
     evaluated row on disk whose report may not have been delivered (the process died) is reported again on resume.
     `micro_batch_size` overrides the trial's and a checkpoint's; `weights` is the file whose hash `trial.weights` is.
-    Every rank of a `group` calls it alike; rank 0 alone writes, reports and decides.
+    Every rank of a `group` calls it alike; rank 0 alone writes, reports and decides. `read` is how a stream's units
+    are read (None: in this process).
 
     Divergence is an `Outcome`, not an error. Raises what went wrong otherwise, after writing it to the status:
     `OutOfMemory` when not even a micro-batch of one fits; SystemExit and KeyboardInterrupt leave the trial resumable.
@@ -70,6 +73,7 @@ def run(
     newest = newest_checkpoint(record, group.told(record.checkpoints()))
     resumed = (newest[0].step, newest[0].attempt) if newest else (0, None)
     who = {**(provenance or {}), **process.provenance(trial), "evaluation": trial.evaluation_key}
+    who["order"] = trial.data.order
     who["ranks"] = {"world": group.world, "engine": trial.ranks.engine, "zero_stage": trial.ranks.zero_stage}
     if record.numerics not in (None, who["numerics"]["fingerprint"]):
         raise ValueError(
@@ -81,7 +85,7 @@ def run(
     training: _Training | None = None
     try:
         with _no_collection():
-            training = _Training(trial, attempt, cache, report, rung_tokens, clock, weights, group)
+            training = _Training(trial, attempt, cache, report, rung_tokens, clock, weights, group, read)
             if newest is not None:
                 training.resume(newest[1], record, before)
                 newest = None  # its bytes are as large as the model and the optimizer
@@ -90,6 +94,9 @@ def run(
     except BaseException as error:
         _write_end(attempt, training, error)
         raise
+    finally:
+        if training is not None and training.engine.stream is not None:
+            training.engine.stream.close()
 
 
 # Extension modules count what is still frozen when the interpreter ends as leaked, and say so on stderr.
@@ -145,21 +152,23 @@ class _Training:
         clock: Callable[[], float],
         weights: Path | None,
         group: Group,
+        read: Read | None,
     ) -> None:
         self.group = group
         self.trial, self.config, self.cache, self.report = trial, trial.train, cache, report
         self.attempt, self.recorder = attempt, Recorder(attempt, trial.train.checkpoint, clock)
-        self.engine = Engine(trial, cache, weights, group)
+        self.engine = Engine(trial, cache, weights, group, read)
         self.n_steps = self.engine.n_steps
         self.calendar = calendar(self.n_steps, self.engine.tokens_per_step, trial.evaluate, rung_tokens)
         self.redeliver: dict[str, Any] | None = None
         self.finished = False
+        self.rows_from = 0  # the step after which the rows of a stream are still to be written down
 
     def resume(self, files: Mapping[str, bytes], record: TrialRecord, before: Status | None) -> None:
         """Take over a checkpoint; `before` is the status its process left."""
         self.engine.restore(files)
         step = self.engine.state.step
-        self.recorder.saved_step = step
+        self.recorder.saved_step = self.rows_from = step
         died = before is not None and before.state == RUNNING
         if died and self.calendar.evaluated(step):
             rows = [r for r in record.metrics() if r["step"] == step and "val_loss" in r]
@@ -223,10 +232,21 @@ class _Training:
             return
         self.recorder.flush()
         keep = self.config.checkpoint.keep_last
-        weights, optimizer = engine.stepper.weights(), engine.stepper.optimizer_state()
+        weights, optimizer, saved = engine.stepper.weights(), engine.stepper.optimizer_state(), engine.saved()
+        self._write_rows(step)
         if self.group.leads:
-            save_checkpoint(self.attempt, step, weights, optimizer, engine.saved(), keep)
+            save_checkpoint(self.attempt, step, weights, optimizer, saved, keep)
         self.recorder.saved(step)
+
+    def _write_rows(self, step: int) -> None:
+        """Which rows of a stream each rank has read since the last checkpoint, as `rows-<step>.json`."""
+        if self.engine.stream is None:
+            return
+        ranks = self.engine.stream.taken()
+        if self.group.leads:
+            body = {"after_step": self.rows_from, "to_step": step, "ranks": ranks}
+            self.attempt.write_json(f"rows-{step:010d}", body)
+        self.rows_from = step
 
     # ---- evaluations, reports, end
 

