@@ -23,6 +23,7 @@ WITH_RAY = [
     "cache",
     "overhead",
     "stock",
+    "stream",
     "warm",
 ]  # a Ray of their own, some of them several
 
