@@ -1,8 +1,8 @@
-"""From files to documents: the index of a source, and the text of a run of its documents.
+"""From files to documents: their places in a source, and the texts of a run of them.
 
 A document is known by its place in its file: bytes `[start, end)` for text and JSON Lines, rows `[start,
-end)` for Parquet. The index is made by one pass over each file; blocks of documents are then read
-independently of each other, so tokenising can be spread in any way without changing what is read.
+end)` for Parquet. The places are found by one pass over each file (`fabric.data.index`); blocks of documents are then
+read independently of each other, so tokenising can be spread in any way without changing what is read.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ import io
 import json
 import mmap
 import re
-from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,61 +22,8 @@ import numpy as np
 from fabric.data.corpus import CorpusError, Source, reading
 from fabric.data.places import Opened, is_url
 
-PROGRESS_DOCUMENTS = 4096
+SEEN_BYTES = 16 << 20  # of a file's map given back at a time
 BOM = b"\xef\xbb\xbf"
-
-
-@dataclass(frozen=True)
-class DocumentIndex:
-    """Documents of a corpus in file order, one array entry each.
-
-    `source` is the number of the file, `start` and `end` the place in it, `n_bytes` the UTF-8 length of the
-    text, `digest` 64 bits of the hash of the text without surrounding white space (equal text, equal digest).
-    """
-
-    source: np.ndarray  # int32 [n]
-    start: np.ndarray  # int64 [n]
-    end: np.ndarray  # int64 [n]
-    n_bytes: np.ndarray  # int64 [n]
-    digest: np.ndarray  # uint64 [n]
-
-    def __len__(self) -> int:
-        return len(self.start)
-
-
-def index_documents(
-    sources: list[Source], progress: Callable[[float], None] = lambda _: None
-) -> DocumentIndex:
-    """Find every document of every source; documents of white space only are left out.
-
-    Raises CorpusError (a ValueError) for an empty file, bad UTF-8 (file and byte offset) or a missing text field.
-    """
-    numbers, starts, ends, sizes, digests = array("i"), array("q"), array("q"), array("q"), array("Q")
-    for number, source in enumerate(sources):
-        before, size = len(starts), Path(source.path).stat().st_size
-        for start, end, text in _scan(source):
-            stripped = text.strip()
-            if not stripped:
-                continue
-            numbers.append(number)
-            starts.append(start)
-            ends.append(end)
-            sizes.append(len(text.encode()))
-            digests.append(digest_of(stripped))
-            if len(starts) % PROGRESS_DOCUMENTS == 0 and source.format != "parquet":  # there, ends are rows
-                progress((number + end / size) / len(sources))
-        if len(starts) == before:
-            raise CorpusError(
-                f"{source.path} is empty: it holds no text; remove it from the corpus or fill it"
-            )
-        progress((number + 1) / len(sources))
-    return DocumentIndex(
-        np.array(numbers, np.int32),
-        np.array(starts, np.int64),
-        np.array(ends, np.int64),
-        np.array(sizes, np.int64),
-        np.array(digests, np.uint64),
-    )
 
 
 def digest_of(stripped: str) -> int:
@@ -86,7 +31,11 @@ def digest_of(stripped: str) -> int:
     return int.from_bytes(hashlib.blake2b(stripped.encode(), digest_size=8).digest(), "little")
 
 
-def _scan(source: Source) -> Iterator[tuple[int, int, str]]:
+def scan(source: Source) -> Iterator[tuple[int, int, str]]:
+    """Every document of a file with its place; those of white space only are among them.
+
+    Raises CorpusError (a ValueError) for an empty file, bad UTF-8 (file and byte offset) or a missing text field.
+    """
     with reading(source.path):
         yield from _SCANNERS[source.format](source)
 
@@ -123,8 +72,12 @@ def _scan_text(source: Source) -> Iterator[tuple[int, int, str]]:
     if path.stat().st_size == 0:
         raise CorpusError(f"{path} is empty (0 bytes); remove it from the corpus or fill it")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        seen = 0
         for start, end in _cut(data, source, is_head=True):
             yield start, end, _decode(source.path, data[start:end], start)
+            while start - seen >= SEEN_BYTES:  # what is mapped counts as this process's memory
+                data.madvise(mmap.MADV_DONTNEED, seen, SEEN_BYTES)
+                seen += SEEN_BYTES
 
 
 def _cut(data: mmap.mmap | bytes, source: Source, is_head: bool) -> Iterator[tuple[int, int]]:

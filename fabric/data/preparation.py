@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
-from fabric.data.build import PACKING_VERSION, Build, Progress, split_counts, splits_of
+from fabric.data.blocks import BLOCK_BYTES
+from fabric.data.build import PACKING_VERSION, Build, Progress, shares_of, split_counts
+from fabric.data.building import WORK, building, remove_abandoned
 from fabric.data.cache import TokenCache
 from fabric.data.config import DataConfig
 from fabric.data.corpus import CorpusError, Source, reading
 from fabric.data.disk import beside, remembered_sha256, sha256_of
-from fabric.data.documents import index_documents
+from fabric.data.index import Index
 from fabric.data.streaming import StreamBuild, stream_identities, stream_key
 from kernels.folders import default_cache_root
-
-ABANDONED_SECONDS = 2 * 24 * 3600
 
 
 def data_key(config: DataConfig, cache_root: Path | str | None = None) -> str:
@@ -48,10 +48,11 @@ def prepare(
     """The token cache of a config, built when it is not there yet.
 
     `backend`: `inline` works in this process; `ray` spreads the blocks with Ray Data over the session the
-    caller started; `auto` is `ray` from 50 MB of text when there is a session, else `inline`. `n_blocks` cuts
+    caller started; `auto` is `ray` from 50 MB of text when there is a session with a free CPU, else `inline`. `n_blocks` cuts
     the work otherwise than by 8 MiB; it never changes the result. `progress(stage, fraction)` is called as
-    work is done. Of a stream only the held-out text and the tokenizer are prepared, always in this process.
-    Raises ValueError naming the file or setting at fault. Safe to run several times at once on one folder.
+    work is done. What a killed or interrupted build had done is not done again. Of a stream only the held-out text
+    and the tokenizer are prepared, always in this process. Raises ValueError naming the file or setting at fault.
+    Safe to run several times at once on one folder.
     """
     if backend not in ("auto", "inline", "ray"):
         raise ValueError(f"backend {backend!r} is not known; allowed: auto, inline, ray")
@@ -64,10 +65,8 @@ def prepare(
     final = root / "tokens" / key
     if (found := _open_or_set_aside(final, key, root)) is not None:
         return found
-    _remove_abandoned(final.parent)
-    temp = beside(final, "building")
-    temp.mkdir(parents=True)
-    try:
+    remove_abandoned(final.parent)
+    with building(final) as temp:
         what = (config, root, sources, identities, key, temp, progress or (lambda _stage, _part: None))
         if config.stream is None:
             Build(*what).run(backend, n_blocks)
@@ -76,8 +75,6 @@ def prepare(
         if _identities(config, sources, root) != identities:
             raise CorpusError("the corpus changed while it was being read; run again when it is complete")
         return _publish(temp, final, key)
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
 
 
 def describe(config: DataConfig, cache_root: Path | str) -> dict[str, Any]:
@@ -101,8 +98,9 @@ def describe(config: DataConfig, cache_root: Path | str) -> dict[str, Any]:
         manifest = _open_sound(path, key, root).manifest
     except ValueError as error:
         if config.stream is None:
-            index = index_documents(sources)
-            counts: dict[str, Any] = split_counts(index, splits_of(config, sources, index))
+            with tempfile.TemporaryDirectory(prefix="fabric-index-") as folder:
+                index = Index.write(Path(folder), sources, BLOCK_BYTES, shares_of(config))
+                counts: dict[str, Any] = split_counts(index)
         else:
             counts = {"train": {"n_bytes": sum(i["bytes"] for i in identities)}}
         return about | {
@@ -171,15 +169,8 @@ def _open_or_set_aside(final: Path, key: str, root: Path) -> TokenCache | None:
     return None
 
 
-def _remove_abandoned(folder: Path) -> None:
-    """Delete what builds killed more than two days ago left behind."""
-    for left in [*folder.glob(".building-*"), *folder.glob(".damaged-*")]:
-        newest = max((f.stat().st_mtime for f in [left, left / "parts"] if f.exists()), default=time.time())
-        if time.time() - newest > ABANDONED_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
-
-
 def _publish(temp: Path, final: Path, key: str) -> TokenCache:
+    shutil.rmtree(temp / WORK)
     for file in temp.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())

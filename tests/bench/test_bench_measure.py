@@ -19,6 +19,7 @@ IN_ONE_PROCESS = ["data"]
 AGAINST_OTHERS = ["generate", "memory", "step"]  # tested in files of their own
 WITH_RAY = [
     "asha",
+    "bounded",
     "breadth",
     "cache",
     "overhead",

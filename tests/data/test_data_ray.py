@@ -29,7 +29,7 @@ def test_one_two_and_seven_ray_blocks_equal_inline(ray_session, config, tmp_path
             progress=lambda *args: stages.append(args),  # noqa: B023 (called before the loop goes on)
         )
         assert cache.manifest_hash == inline.manifest_hash
-        assert stages[-2:] == [("tokenise", 1.0), ("place", 1.0)]
+        assert [s for s in stages if s[1] == 1.0][-2:] == [("tokenise", 1.0), ("place", 1.0)]
         cache.verify()
     out, err = capfd.readouterr()
     assert "Running" not in out + err, out + err
