@@ -48,11 +48,11 @@ def prepare(
     """The token cache of a config, built when it is not there yet.
 
     `backend`: `inline` works in this process; `ray` spreads the blocks with Ray Data over the session the
-    caller started; `auto` is `ray` from 50 MB of text when there is a session with a free CPU, else `inline`. `n_blocks` cuts
-    the work otherwise than by 8 MiB; it never changes the result. `progress(stage, fraction)` is called as
-    work is done. What a killed or interrupted build had done is not done again. Of a stream only the held-out text
-    and the tokenizer are prepared, always in this process. Raises ValueError naming the file or setting at fault.
-    Safe to run several times at once on one folder.
+    caller started; `auto` is `ray` from 50 MB of text when there is a session with a free CPU, else `inline`.
+    `n_blocks` cuts the work otherwise than by 8 MiB; it never changes the result. `progress(stage, fraction)` is
+    called as work is done. What a killed or interrupted build had done is not done again. Of a stream only the
+    held-out text and the tokenizer are prepared, always in this process. Raises ValueError naming the file or setting
+    at fault. Safe to run several times at once on one folder.
     """
     if backend not in ("auto", "inline", "ray"):
         raise ValueError(f"backend {backend!r} is not known; allowed: auto, inline, ray")
