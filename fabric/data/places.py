@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, TypeVar
 
 from fabric.data.corpus import CorpusError, reading
 
 END_BYTES = 1 << 16
+LOOK_AT_ONCE = 16  # files of which something is read at a time: behind a URL each takes its time
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def is_url(path: str) -> bool:
@@ -50,6 +54,12 @@ def reaching(path: str) -> Iterator[None]:
                 f"{path} cannot be read: {type(error).__name__}: {str(error).partition(chr(10))[0]}; check the "
                 "address and the credentials in the environment"
             ) from None
+
+
+def of_each(look: Callable[[T], R], files: Iterable[T]) -> list[R]:
+    """What `look` says of each file, several at a time, in order."""
+    with ThreadPoolExecutor(LOOK_AT_ONCE) as pool:
+        return list(pool.map(look, files))
 
 
 class Opened:

@@ -10,7 +10,6 @@ of held-out texts that were published.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,18 @@ from fabric.data.disk import sha256_of, write_atomic
 from fabric.data.documents import digest_of
 from fabric.data.held_out import HoldOut
 from fabric.data.order import permute
-from fabric.data.places import ends_sha256
+from fabric.data.places import ends_sha256, of_each
 from fabric.data.splits import TEST, TRAIN, VALIDATION
 from fabric.data.tokenizer import Tokenizer
 from fabric.data.units import Piece, cut_units, read_piece, to_table
 
 STREAM_VERSION = 1  # raise when the same inputs would give other rows
-LOOK_AT_ONCE = 16  # files whose ends are read at a time
 HELD_OUT = (VALIDATION, TEST)
 
 
 def stream_identities(sources: list[Source]) -> list[dict[str, Any]]:
     """What of each file decides the stream: its size, its first and last 64 KiB, and its rule; never its path."""
-    with ThreadPoolExecutor(LOOK_AT_ONCE) as pool:
-        found = list(pool.map(lambda source: ends_sha256(source.path), sources))
+    found = of_each(lambda source: ends_sha256(source.path), sources)
     return [
         {**source.identity(digest), "bytes": size}
         for source, (size, digest) in zip(sources, found, strict=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from fabric.data.corpus import CorpusError, Source
 from fabric.data.documents import documents_of_bytes, documents_of_row_group, row_group_bytes
-from fabric.data.places import Opened
+from fabric.data.places import Opened, of_each
 
 BORDER_BYTES = 1 << 16  # read to find a document's beginning, doubled until it is found
 LONGEST_DOCUMENT = 64 << 20
@@ -37,10 +37,9 @@ def cut_units(sources: list[Source], sizes: Sequence[int | None], unit_bytes: in
     """
     units: list[list[Piece]] = []
     held = 0
-    for number, (source, size) in enumerate(zip(sources, sizes, strict=True)):
-        if size is None:
-            continue
-        for piece, n_bytes in _pieces(number, source, size, unit_bytes):
+    files = [(i, s, n) for i, (s, n) in enumerate(zip(sources, sizes, strict=True)) if n is not None]
+    for pieces in of_each(lambda f: list(_pieces(*f, unit_bytes)), files):
+        for piece, n_bytes in pieces:
             if held == 0:
                 units.append([])
             units[-1].append(piece)

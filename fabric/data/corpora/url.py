@@ -12,7 +12,7 @@ from pydantic import field_validator
 
 from fabric.data.corpus import CorpusError, Source
 from fabric.data.disk import beside, sha256_of
-from fabric.data.places import Opened, filesystem, is_url, reaching
+from fabric.data.places import Opened, filesystem, is_url, of_each, reaching
 from fabric.data.rules import PROBE_BYTES, TextFiles, check_pattern, is_hidden_or_about, splits_of_names
 
 
@@ -59,7 +59,7 @@ class UrlConfig(TextFiles):
 
     def _sources(self, paths: dict[str, str]) -> list[Source]:
         named = splits_of_names(self.url, list(paths)) if len(paths) > 1 else {}
-        return [self.source(p, named.get(name), partial(_head, p)) for name, p in paths.items()]
+        return of_each(lambda f: self.source(f[1], named.get(f[0]), partial(_head, f[1])), paths.items())
 
     def _listed(self) -> dict[str, str]:
         """Its files by their names below the URL, in alphabetical order, each with its name in the file system."""
