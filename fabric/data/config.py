@@ -76,7 +76,7 @@ else:
 class StreamConfig(Config):
     """How a text too large for a cache is read while it trains; all of it decides what is read when.
 
-    Text is read in units of about `unit_bytes`, in an order fixed by the seed; the rows of a unit are shuffled.
+    Text is read in units of at least `unit_bytes`, in an order fixed by the seed; the rows of a unit are shuffled.
     Validation and test text are read first and kept, `held_out_bytes` of each.
     """
 

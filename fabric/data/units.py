@@ -1,6 +1,6 @@
 """Units of a corpus that is streamed: numbered stretches of its files, known without reading the text.
 
-A unit is some pieces of files, about `unit_bytes` together. A piece of a text is a range of bytes whose borders are
+A unit is some pieces of files, `unit_bytes` together or up to three times that. A piece of a text is a range of bytes whose borders are
 moved to the next beginning of a document; both neighbours find the same place, so every document is in one piece.
 A piece of a Parquet file is a row group.
 """
@@ -52,7 +52,7 @@ def _pieces(number: int, source: Source, size: int, unit_bytes: int) -> Iterator
         for group, n_bytes in enumerate(row_group_bytes(source)):
             yield Piece(number, group, group + 1), n_bytes
         return
-    n = 1 if _is_whole(source) else max(1, round(size / unit_bytes))
+    n = 1 if _is_whole(source) else max(1, size // unit_bytes)
     for i in range(n):
         start, end = size * i // n, size * (i + 1) // n
         yield Piece(number, start, end), end - start
