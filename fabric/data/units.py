@@ -1,8 +1,8 @@
 """Units of a corpus that is streamed: numbered stretches of its files, known without reading the text.
 
-A unit is some pieces of files, `unit_bytes` together or up to three times that. A piece of a text is a range of bytes whose borders are
-moved to the next beginning of a document; both neighbours find the same place, so every document is in one piece.
-A piece of a Parquet file is a row group.
+A unit is some pieces of files, `unit_bytes` together or up to three times that. A piece of a text is a range of bytes
+whose borders are moved to the next beginning of a document; both neighbours find the same place, so every document is
+in one piece. A piece of a Parquet file is a row group.
 """
 
 from __future__ import annotations
