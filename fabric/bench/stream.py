@@ -18,8 +18,8 @@ from fabric.planning.machine import cpu_count
 WIDTH, LAYERS, TOKENS, VOCABULARY, BATCH = 256, 4, 256, 4096, 8
 QUICK_WIDTH, QUICK_LAYERS, QUICK_TOKENS, QUICK_VOCABULARY = 64, 1, 64, 512
 TEXT_BYTES, QUICK_BYTES = 8_000_000, 1_000_000
-UNIT_BYTES = 128 << 10  # small, so that several units are read in the steps that are timed
-STEPS, QUICK_STEPS = 40, 4
+UNIT_BYTES = 32 << 10  # small, so that several units are read in the steps that are timed
+STEPS, QUICK_STEPS = 12, 4
 CACHED, STREAMED = "cached, one CPU", "streamed, one CPU"
 CACHED_ON_ALL, BY_RAY = "cached", "streamed by Ray Data"
 SPEED_TARGET, WAIT_TARGET = 0.9, 0.02
