@@ -29,13 +29,15 @@ def run(setting: Setting) -> Measured:
     that what processes share counts once. Without `only`, the smaller size.
     """
     figures: dict[str, Figure] = {}
+    largest: dict[str, dict[str, float]] = {}
     for size in setting.only or CHOICES[:1]:
         n_bytes = QUICK_BYTES if setting.quick else BYTES[size]
         found = [_measured(setting, n_bytes) for _ in range(setting.repeats)]
         peaks = Sample(tuple(f["peak"] / 1e9 for f in found))
         note = f"{n_bytes / 1e9:g} GB, {found[0]['documents']:,} documents, {found[0]['seconds']:.0f} s"
+        largest[size] = found[-1]["processes"]
         figures[f"highest, {size}"] = Figure(peaks.median, "GB", {"peak": peaks}, ("<=", TARGET_GB), note)
-    return Measured(figures, f"{cpu_count()} processes of one")
+    return Measured(figures, f"{cpu_count()} processes of one", {"processes": largest})
 
 
 def _measured(setting: Setting, n_bytes: int) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def _measured(setting: Setting, n_bytes: int) -> dict[str, Any]:
         with Child("fabric.bench.bounded:build", task) as child, Watch(child.pid) as watch:
             found: dict[str, Any] = child.ask()
         setting.say(f"{found['seconds']:.0f} s, at most {watch.peak / 1e9:.2f} GB")
-        return {**found, "peak": watch.peak}
+        return {**found, "peak": watch.peak, "processes": watch.processes}
 
 
 def write_plays(file: Path, n_bytes: int) -> None:
@@ -77,16 +79,20 @@ def build(text: str, folder: str, n: int) -> Generator[dict[str, Any], Any, None
 
 
 class Watch:
-    """The highest memory of a process and all its descendants while the block runs, in bytes."""
+    """The highest memory of a process and all its descendants while the block runs, in bytes; and whose it was, in GB."""
 
     def __init__(self, pid: int) -> None:
         self.pid, self.peak = pid, 0
+        self.processes: dict[str, float] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def _look(self) -> None:
         while not self._over.wait(LOOK_EVERY):
-            self.peak = max(self.peak, sum(map(proportional_bytes, family(self.pid))))
+            found = {pid: proportional_bytes(pid) for pid in family(self.pid)}
+            if (total := sum(found.values())) > self.peak:
+                self.peak = total
+                self.processes = {f"{pid} {_title(pid)}": round(n / 1e9, 3) for pid, n in found.items()}
 
     def __enter__(self) -> Watch:
         self._thread.start()
@@ -110,6 +116,15 @@ def family(pid: int) -> set[int]:
     while more := {child for child, parent in parents.items() if parent in found} - found:
         found |= more
     return found
+
+
+def _title(pid: int) -> str:
+    """How a process is called."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return "?"
+    return " ".join(word.rpartition("/")[2] for word in words)[:60].strip()
 
 
 def proportional_bytes(pid: int) -> int:
