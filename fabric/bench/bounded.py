@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
@@ -62,7 +63,12 @@ def write_plays(file: Path, n_bytes: int) -> None:
 
 
 def build(text: str, folder: str, n: int) -> Generator[dict[str, Any], Any, None]:
-    """A cache built by Ray Data in a process of its own."""
+    """A cache built by Ray Data in a process of its own.
+
+    Workers have imported what a block's task needs, as on a cluster that is joined; those of a sweep's own Ray have
+    torch loaded for the trials that follow.
+    """
+    os.environ["RAY_preload_python_modules"] = "fabric.data.blocks"
     from fabric.data import DataConfig, prepare
     from fabric.runtime.connect import cluster
 
@@ -79,7 +85,7 @@ def build(text: str, folder: str, n: int) -> Generator[dict[str, Any], Any, None
 
 
 class Watch:
-    """The highest memory of a process and all its descendants while the block runs, in bytes; and whose it was, in GB."""
+    """The highest memory of a process and its descendants while the block runs, in bytes; and whose it was, in GB."""
 
     def __init__(self, pid: int) -> None:
         self.pid, self.peak = pid, 0
