@@ -156,7 +156,10 @@ class Caches:
         if spec.data_key not in self._ready:
             self._ready[spec.data_key] = prepare(spec.data, self.root, progress=self._prepared)
         cache, seq_len = self._ready[spec.data_key], spec.data.seq_len
-        for split, n in (("train", spec.train.batch_size), ("validation", 1), ("test", 1)):
+        needed = {"train": spec.train.batch_size, "validation": 1, "test": 1}
+        if spec.data.stream is not None:
+            del needed["train"]  # read while it trains
+        for split, n in needed.items():
             if (found := cache.n_rows(split, seq_len)) < n:
                 raise CorpusError(
                     f"the {split} split holds {found} windows of {seq_len} tokens, and {n} are needed: use more "
@@ -256,10 +259,12 @@ def slots_for(study: Study, resources: Mapping[str, float] | None) -> Concurrenc
     peak = max(peak_memory_bytes(t.spec) for t in study.trials.values())
     # Later phases and main trials are not planned yet: then the number of trials limits nothing.
     n_trials = len(study.trials) if study.is_fully_planned else None
+    given = study.job.config.resources
+    data_cpus = given.cpus_for_data(any(t.spec.data.stream is not None for t in study.trials.values()))
     if resources is None:
-        return concurrency(study.job.config.resources, peak, n_trials)
+        return concurrency(given, peak, n_trials, data_cpus=data_cpus)
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    return concurrency(study.job.config.resources, peak, n_trials, cpus, gpus)
+    return concurrency(given, peak, n_trials, cpus, gpus, data_cpus)
 
 
 def _result(study: Study, root: Place, interrupted: bool) -> SweepResult:

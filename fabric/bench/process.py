@@ -74,6 +74,11 @@ class Child:
         self._process.stdin.flush()
         return self._answer()
 
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
     def _answer(self) -> Any:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

@@ -3,22 +3,28 @@
 Blocks are runs of whole documents of one file. Each is tokenised on its own, document by document, into part
 files (`tokenise`); from the blocks' token counts prefix sums give every block its place in each split's
 stream, and each writes its own tokens there (`place`). Nothing in the result depends on where the blocks were
-cut.
+cut. A block that is done says so in a file, so that a build that was killed goes on with the others.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fabric.data.corpus import SPLITS, Source
-from fabric.data.documents import DocumentIndex, read_documents
+from fabric.data.building import WORK
+from fabric.data.corpus import SPLITS
+from fabric.data.disk import canonical_json, write_atomic
+from fabric.data.documents import read_documents
+from fabric.data.index import Block, Documents, documents_of
+from fabric.data.splits import DROPPED
 from fabric.data.tokenizer import Tokenizer, tokenizer_from_json
 
 BLOCK_BYTES = 8 << 20
@@ -26,23 +32,25 @@ BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 20, 512  # text held in memory at a tim
 
 
 @dataclass(frozen=True)
-class Block:
-    """Some consecutive documents of one file, and the split of each."""
-
-    number: int
-    source: Source
-    starts: np.ndarray  # int64 [n]
-    ends: np.ndarray  # int64 [n]
-    splits: np.ndarray  # uint8 [n]
-
-
-@dataclass(frozen=True)
 class BlockCount:
-    """What one block gave: tokens per split, and the bytes these tokens stand for."""
+    """What one block gave, per split: documents, bytes of text, tokens, and the bytes these tokens stand for."""
 
     number: int
+    n_documents: tuple[int, ...]
+    n_bytes: tuple[int, ...]
     n_tokens: tuple[int, ...]
     token_bytes: tuple[int, ...]
+    n_dropped: int
+
+    @classmethod
+    def from_json(cls, text: str) -> BlockCount:
+        saved: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()
+        }
+        return cls(**saved)
+
+    def to_json(self) -> str:
+        return canonical_json(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -55,17 +63,31 @@ class BlockWork:
     dtype: str
     eos_token: str
 
+    def done(self, number: int) -> BlockCount | None:
+        """What a block gave that is tokenised already."""
+        try:
+            return BlockCount.from_json(self._count(number).read_text())
+        except FileNotFoundError:
+            return None
+
     def tokenise(self, block: Block) -> BlockCount:
         """Tokenise a block into part files, one a split; memory does not grow with the block.
 
         Raises ValueError for unreadable text, and for an id outside the vocabulary.
         """
-        tokenizer, sizes = _tokenizer(self.folder, self.eos_token)
-        n_tokens, n_bytes = [0] * len(SPLITS), [0] * len(SPLITS)
-        files = [self._part(block.number, split).open("wb") for split in range(len(SPLITS))]
-        try:
-            texts = read_documents(block.source, block.starts, block.ends)
-            for batch, splits in _batches(texts, block.splits.tolist()):
+        if (known := self.done(block.number)) is not None:
+            return known
+        tokenizer, sizes = tokenizer_in(self.folder, self.eos_token)
+        documents = documents_of(Path(self.folder, WORK), block)
+        kept = documents.splits != DROPPED
+        n_tokens, token_bytes = [0] * len(SPLITS), [0] * len(SPLITS)
+        texts = read_documents(block.source, documents.starts[kept], documents.ends[kept])
+        with ExitStack() as stack:
+            files = [
+                stack.enter_context(self._part(block.number, split).open("wb"))
+                for split in range(len(SPLITS))
+            ]
+            for batch, splits in batches(texts, documents.splits[kept].tolist()):
                 for ids, split in zip(tokenizer.encode_documents(batch), splits):
                     if (largest := int(ids.max())) >= len(sizes):
                         raise ValueError(
@@ -73,21 +95,28 @@ class BlockWork:
                             f"but its vocabulary has {len(sizes)} ids; its tokenizer.json is inconsistent"
                         )
                     n_tokens[split] += len(ids)
-                    n_bytes[split] += int(sizes[ids].sum())
+                    token_bytes[split] += int(sizes[ids].sum())
                     files[split].write(ids.astype(self.dtype).tobytes())
-        finally:
             for file in files:
-                file.close()
-        return BlockCount(block.number, tuple(n_tokens), tuple(n_bytes))
+                file.flush()
+                os.fsync(file.fileno())
+        n_documents, n_bytes = counted(documents)
+        dropped = int((~kept).sum())
+        count = BlockCount(block.number, n_documents, n_bytes, tuple(n_tokens), tuple(token_bytes), dropped)
+        write_atomic(self._count(block.number), count.to_json().encode())
+        return count
 
     def place(self, number: int, offsets: tuple[int, ...]) -> None:
         """Copy a block's parts to their token offsets in the splits' files and delete the parts.
 
-        Plain writes, not a memory map: on a full disk a write raises, a map kills the process.
+        A part that is gone was placed before. Plain writes, not a memory map: on a full disk a write raises, a map
+        kills the process.
         """
         size = np.dtype(self.dtype).itemsize
         for split, offset in enumerate(offsets):
             part = self._part(number, split)
+            if not part.exists():
+                continue
             with part.open("rb") as source, self.stream(split).open("r+b") as target:
                 target.seek(offset * size)
                 while piece := source.read(1 << 22):
@@ -99,23 +128,16 @@ class BlockWork:
         return Path(self.folder, f"{SPLITS[split]}.bin")
 
     def _part(self, number: int, split: int) -> Path:
-        return Path(self.folder, "parts", f"{number}-{split}.bin")
+        return Path(self.folder, WORK, "parts", f"{number}-{split}.bin")
+
+    def _count(self, number: int) -> Path:
+        return Path(self.folder, WORK, "parts", f"{number}.json")
 
 
-def cut_blocks(
-    index: DocumentIndex, splits: np.ndarray, sources: list[Source], n_blocks: int | None
-) -> list[Block]:
-    """Cut documents into about `n_blocks` equal blocks, or blocks of 8 MiB; never across two files."""
-    total = int(index.n_bytes.sum())
-    target = total / n_blocks if n_blocks else BLOCK_BYTES
-    middle = np.cumsum(index.n_bytes) - index.n_bytes / 2
-    part = (middle // max(target, 1)).astype(np.int64)
-    edge = np.flatnonzero((np.diff(part) != 0) | (np.diff(index.source) != 0)) + 1
-    borders = [0, *edge.tolist(), len(index)]
-    return [
-        Block(number, sources[int(index.source[a])], index.start[a:b], index.end[a:b], splits[a:b])
-        for number, (a, b) in enumerate(pairwise(borders))
-    ]
+def counted(documents: Documents) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Documents, and bytes of text, per split."""
+    mine = [documents.splits == split for split in range(len(SPLITS))]
+    return tuple(int(m.sum()) for m in mine), tuple(int(documents.n_bytes[m].sum()) for m in mine)
 
 
 def offsets_of(counts: list[BlockCount]) -> tuple[list[tuple[int, ...]], list[int]]:
@@ -126,12 +148,13 @@ def offsets_of(counts: list[BlockCount]) -> tuple[list[tuple[int, ...]], list[in
 
 
 def create_stream(path: Path, n_bytes: int) -> None:
-    """An empty file of the final size, for blocks to write their parts into."""
-    with path.open("wb") as file:
+    """A file of the final size, for blocks to write their parts into; what is in it already stays."""
+    with path.open("ab") as file:
         os.truncate(file.fileno(), n_bytes)
 
 
-def _batches(texts: Iterable[str], splits: list[int]) -> Iterator[tuple[list[str], list[int]]]:
+def batches(texts: Iterable[str], splits: list[int]) -> Iterator[tuple[list[str], list[int]]]:
+    """Texts with their splits, some at a time: as many as are tokenised at once."""
     batch: list[str] = []
     first = characters = 0
     for number, text in enumerate(texts, start=1):
@@ -145,7 +168,8 @@ def _batches(texts: Iterable[str], splits: list[int]) -> Iterator[tuple[list[str
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(folder: str, eos_token: str) -> tuple[Tokenizer, np.ndarray]:
+def tokenizer_in(folder: str, eos_token: str) -> tuple[Tokenizer, np.ndarray]:
+    """The tokenizer in a cache's folder, and the bytes each of its ids stands for."""
     file = Path(folder, "tokenizer.json")
     if not file.is_file():
         raise ValueError(

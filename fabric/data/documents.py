@@ -1,87 +1,41 @@
-"""From files to documents: the index of a source, and the text of a run of its documents.
+"""From files to documents: their places in a source, and the texts of a run of them.
 
 A document is known by its place in its file: bytes `[start, end)` for text and JSON Lines, rows `[start,
-end)` for Parquet. The index is made by one pass over each file; blocks of documents are then read
-independently of each other, so tokenising can be spread in any way without changing what is read.
+end)` for Parquet. The places are found by one pass over each file (`fabric.data.index`); blocks of documents are then
+read independently of each other, so tokenising can be spread in any way without changing what is read.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import mmap
 import re
-from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fabric.data.corpus import CorpusError, Source, reading
+from fabric.data.places import Opened, is_url
 
-PROGRESS_DOCUMENTS = 4096
+SEEN_BYTES = 16 << 20  # of a file's map given back at a time
 BOM = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True)
-class DocumentIndex:
-    """Documents of a corpus in file order, one array entry each.
-
-    `source` is the number of the file, `start` and `end` the place in it, `n_bytes` the UTF-8 length of the
-    text, `digest` 64 bits of the hash of the text without surrounding white space (equal text, equal digest).
-    """
-
-    source: np.ndarray  # int32 [n]
-    start: np.ndarray  # int64 [n]
-    end: np.ndarray  # int64 [n]
-    n_bytes: np.ndarray  # int64 [n]
-    digest: np.ndarray  # uint64 [n]
-
-    def __len__(self) -> int:
-        return len(self.start)
+def digest_of(stripped: str) -> int:
+    """64 bits of the hash of a text without surrounding white space."""
+    return int.from_bytes(hashlib.blake2b(stripped.encode(), digest_size=8).digest(), "little")
 
 
-def index_documents(
-    sources: list[Source], progress: Callable[[float], None] = lambda _: None
-) -> DocumentIndex:
-    """Find every document of every source; documents of white space only are left out.
+def scan(source: Source) -> Iterator[tuple[int, int, str]]:
+    """Every document of a file with its place; those of white space only are among them.
 
     Raises CorpusError (a ValueError) for an empty file, bad UTF-8 (file and byte offset) or a missing text field.
     """
-    numbers, starts, ends, sizes, digests = array("i"), array("q"), array("q"), array("q"), array("Q")
-    for number, source in enumerate(sources):
-        before, size = len(starts), Path(source.path).stat().st_size
-        for start, end, text in _scan(source):
-            stripped = text.strip()
-            if not stripped:
-                continue
-            numbers.append(number)
-            starts.append(start)
-            ends.append(end)
-            sizes.append(len(text.encode()))
-            digests.append(
-                int.from_bytes(hashlib.blake2b(stripped.encode(), digest_size=8).digest(), "little")
-            )
-            if len(starts) % PROGRESS_DOCUMENTS == 0 and source.format != "parquet":  # there, ends are rows
-                progress((number + end / size) / len(sources))
-        if len(starts) == before:
-            raise CorpusError(
-                f"{source.path} is empty: it holds no text; remove it from the corpus or fill it"
-            )
-        progress((number + 1) / len(sources))
-    return DocumentIndex(
-        np.array(numbers, np.int32),
-        np.array(starts, np.int64),
-        np.array(ends, np.int64),
-        np.array(sizes, np.int64),
-        np.array(digests, np.uint64),
-    )
-
-
-def _scan(source: Source) -> Iterator[tuple[int, int, str]]:
     with reading(source.path):
         yield from _SCANNERS[source.format](source)
 
@@ -118,15 +72,19 @@ def _scan_text(source: Source) -> Iterator[tuple[int, int, str]]:
     if path.stat().st_size == 0:
         raise CorpusError(f"{path} is empty (0 bytes); remove it from the corpus or fill it")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for start, end in _cut(data, source):
+        seen = 0
+        for start, end in _cut(data, source, is_head=True):
             yield start, end, _decode(source.path, data[start:end], start)
+            while start - seen >= SEEN_BYTES:  # what is mapped counts as this process's memory
+                data.madvise(mmap.MADV_DONTNEED, seen, SEEN_BYTES)
+                seen += SEEN_BYTES
 
 
-def _cut(data: mmap.mmap, source: Source) -> Iterator[tuple[int, int]]:
+def _cut(data: mmap.mmap | bytes, source: Source, is_head: bool) -> Iterator[tuple[int, int]]:
     """Byte ranges of the documents. A range of white space only is joined to the document after it, so
     nothing is lost at a file's head; at its end it is dropped with the separator.
     """
-    begin = len(BOM) if data[: len(BOM)] == BOM else 0
+    begin = len(BOM) if is_head and data[: len(BOM)] == BOM else 0
     rule = source.boundary
     if rule.pattern is not None:
         for match in re.finditer(rule.pattern.encode(), data, re.MULTILINE):
@@ -138,6 +96,18 @@ def _cut(data: mmap.mmap, source: Source) -> Iterator[tuple[int, int]]:
             begin = match.end() if rule.where == "drop" else end
     if begin < len(data):
         yield begin, len(data)
+
+
+def documents_of_bytes(source: Source, data: bytes, start: int) -> Iterator[str]:
+    """The texts of a stretch of whole documents, which begins at byte `start` of its text or JSON Lines file."""
+    if source.format == "text":
+        for first, last in _cut(data, source, is_head=start == 0):
+            yield _decode(source.path, data[first:last], start + first)
+        return
+    for line in io.BytesIO(data):
+        if line.strip():
+            yield _json_text(source, line, start)
+        start += len(line)
 
 
 def _scan_jsonl(source: Source) -> Iterator[tuple[int, int, str]]:
@@ -186,7 +156,7 @@ def _open_parquet(source: Source) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(source.path)
+        file = pq.ParquetFile(Opened(source.path).file if is_url(source.path) else source.path)
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(f"{source.path} is not a Parquet file ({error})") from None
     if source.text_field not in file.schema_arrow.names:
@@ -212,17 +182,39 @@ def _reading_parquet(source: Source) -> Iterator[None]:
 
 
 def _scan_parquet(source: Source) -> Iterator[tuple[int, int, str]]:
-    file, row = _open_parquet(source), 0
+    file = _open_parquet(source)
     batches = file.iter_batches(columns=[source.text_field], batch_size=1024)
+    for row, value in enumerate(_values(source, batches)):
+        yield row, row + 1, _field(source, {source.text_field: value}, f"row {row}")
+
+
+def _values(source: Source, batches: Iterator[Any]) -> Iterator[Any]:
+    """The values of a column, batch by batch."""
     while True:
         with _reading_parquet(source):
             batch = next(batches, None)
             values = [] if batch is None else batch.column(0).to_pylist()
         if batch is None:
             return
-        for value in values:
-            yield row, row + 1, _field(source, {source.text_field: value}, f"row {row}")
-            row += 1
+        yield from values
+
+
+def row_group_bytes(source: Source) -> list[int]:
+    """Bytes of the text in each row group of a Parquet file, uncompressed."""
+    about = _open_parquet(source).metadata
+    sizes = []
+    for group in (about.row_group(g) for g in range(about.num_row_groups)):
+        columns = [group.column(i) for i in range(group.num_columns)]
+        sizes += [int(c.total_uncompressed_size) for c in columns if c.path_in_schema == source.text_field]
+    return sizes
+
+
+def documents_of_row_group(source: Source, group: int) -> Iterator[str]:
+    """The texts of a row group's rows."""
+    file = _open_parquet(source)
+    batches = file.iter_batches(columns=[source.text_field], batch_size=1024, row_groups=[group])
+    for row, value in enumerate(_values(source, batches)):
+        yield _field(source, {source.text_field: value}, f"row {row} of row group {group}")
 
 
 def _read_parquet_rows(source: Source, starts: np.ndarray) -> Iterator[str]:

@@ -2,27 +2,29 @@
 
     <cache_root>/tokens/<key>/   manifest.json tokenizer.json token_bytes.npy {train,validation,test}.bin
 
-The folder is content-addressed, built under another name and renamed, so it is whole or not there.
+The folder is content-addressed, built under another name and renamed, so it is whole or not there. That of a stream
+holds no training tokens (see `fabric.data.streaming`).
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
-from fabric.data.build import PACKING_VERSION, Build, Progress, split_counts, splits_of
+from fabric.data.blocks import BLOCK_BYTES
+from fabric.data.build import PACKING_VERSION, Build, Progress, shares_of, split_counts
+from fabric.data.building import WORK, building, remove_abandoned
 from fabric.data.cache import TokenCache
 from fabric.data.config import DataConfig
 from fabric.data.corpus import CorpusError, Source, reading
 from fabric.data.disk import beside, remembered_sha256, sha256_of
-from fabric.data.documents import index_documents
+from fabric.data.index import Index
+from fabric.data.streaming import StreamBuild, stream_identities, stream_key
 from kernels.folders import default_cache_root
-
-ABANDONED_SECONDS = 2 * 24 * 3600
 
 
 def data_key(config: DataConfig, cache_root: Path | str | None = None) -> str:
@@ -33,7 +35,7 @@ def data_key(config: DataConfig, cache_root: Path | str | None = None) -> str:
     `default_cache_root()`) under path, size and change time.
     """
     root = Path(cache_root) if cache_root else default_cache_root()
-    return _key(config, _identities(config.corpus.sources(root), root), root)
+    return _key(config, _identities(config, _sources(config, root), root), root)
 
 
 def prepare(
@@ -46,33 +48,33 @@ def prepare(
     """The token cache of a config, built when it is not there yet.
 
     `backend`: `inline` works in this process; `ray` spreads the blocks with Ray Data over the session the
-    caller started; `auto` is `ray` from 50 MB of text when there is a session, else `inline`. `n_blocks` cuts
-    the work otherwise than by 8 MiB; it never changes the result. `progress(stage, fraction)` is called as
-    work is done. Raises ValueError naming the file or setting at fault. Safe to run several times at once on
-    one folder.
+    caller started; `auto` is `ray` from 50 MB of text when there is a session with a free CPU, else `inline`.
+    `n_blocks` cuts the work otherwise than by 8 MiB; it never changes the result. `progress(stage, fraction)` is
+    called as work is done. What a killed or interrupted build had done is not done again. Of a stream only the
+    held-out text and the tokenizer are prepared, always in this process. Raises ValueError naming the file or setting
+    at fault. Safe to run several times at once on one folder.
     """
     if backend not in ("auto", "inline", "ray"):
         raise ValueError(f"backend {backend!r} is not known; allowed: auto, inline, ray")
     if n_blocks is not None and n_blocks < 1:
         raise ValueError(f"n_blocks {n_blocks} must be at least 1")
     root = Path(cache_root).expanduser().resolve()
-    sources = config.corpus.sources(root)
-    identities = _identities(sources, root)
+    sources = _sources(config, root)
+    identities = _identities(config, sources, root)
     key = _key(config, identities, root)
     final = root / "tokens" / key
     if (found := _open_or_set_aside(final, key, root)) is not None:
         return found
-    _remove_abandoned(final.parent)
-    temp = beside(final, "building")
-    (temp / "parts").mkdir(parents=True)
-    try:
-        build = Build(config, root, sources, identities, key, temp, progress or (lambda _stage, _part: None))
-        build.run(backend, n_blocks)
-        if _identities(sources, root) != identities:
+    remove_abandoned(final.parent)
+    with building(final) as temp:
+        what = (config, root, sources, identities, key, temp, progress or (lambda _stage, _part: None))
+        if config.stream is None:
+            Build(*what).run(backend, n_blocks)
+        else:
+            StreamBuild(*what).run()
+        if _identities(config, sources, root) != identities:
             raise CorpusError("the corpus changed while it was being read; run again when it is complete")
         return _publish(temp, final, key)
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
 
 
 def describe(config: DataConfig, cache_root: Path | str) -> dict[str, Any]:
@@ -80,21 +82,27 @@ def describe(config: DataConfig, cache_root: Path | str) -> dict[str, Any]:
     vocabulary, and per split documents, bytes, and (when built) tokens and bytes per token.
     """
     root = Path(cache_root).expanduser().resolve()
-    sources = config.corpus.sources(root)
-    key = _key(config, _identities(sources, root), root)
+    sources = _sources(config, root)
+    identities = _identities(config, sources, root)
+    key = _key(config, identities, root)
     path = root / "tokens" / key
     about: dict[str, Any] = {
         "key": key,
         "path": str(path),
         "corpus": config.corpus.kind,
         "files": len(sources),
+        "order": config.order,
     }
     about |= {"tokenizer": config.tokenizer.kind, "vocab_size": config.tokenizer.vocab_size_in(root)}
     try:
         manifest = _open_sound(path, key, root).manifest
     except ValueError as error:
-        index = index_documents(sources)
-        counts = split_counts(index, splits_of(config, sources, index))
+        if config.stream is None:
+            with tempfile.TemporaryDirectory(prefix="fabric-index-") as folder:
+                index = Index.write(Path(folder), sources, BLOCK_BYTES, shares_of(config))
+                counts: dict[str, Any] = split_counts(index)
+        else:
+            counts = {"train": {"n_bytes": sum(i["bytes"] for i in identities)}}
         return about | {
             "state": "damaged" if path.is_dir() else "absent",
             "reason": str(error),
@@ -110,7 +118,13 @@ def describe(config: DataConfig, cache_root: Path | str) -> dict[str, Any]:
     }
 
 
-def _identities(sources: list[Source], root: Path) -> list[dict[str, Any]]:
+def _sources(config: DataConfig, root: Path) -> list[Source]:
+    return config.corpus.sources(root) if config.stream is None else config.corpus.streamed(root)
+
+
+def _identities(config: DataConfig, sources: list[Source], root: Path) -> list[dict[str, Any]]:
+    if config.stream is not None:
+        return stream_identities(sources)
     found = []
     for source in sources:
         with reading(source.path):
@@ -119,6 +133,8 @@ def _identities(sources: list[Source], root: Path) -> list[dict[str, Any]]:
 
 
 def _key(config: DataConfig, identities: list[dict[str, Any]], root: Path) -> str:
+    if config.stream is not None:
+        return stream_key(config, identities, root)
     return sha256_of(
         {
             "packing": PACKING_VERSION,
@@ -153,15 +169,8 @@ def _open_or_set_aside(final: Path, key: str, root: Path) -> TokenCache | None:
     return None
 
 
-def _remove_abandoned(folder: Path) -> None:
-    """Delete what builds killed more than two days ago left behind."""
-    for left in [*folder.glob(".building-*"), *folder.glob(".damaged-*")]:
-        newest = max((f.stat().st_mtime for f in [left, left / "parts"] if f.exists()), default=time.time())
-        if time.time() - newest > ABANDONED_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
-
-
 def _publish(temp: Path, final: Path, key: str) -> TokenCache:
+    shutil.rmtree(temp / WORK)
     for file in temp.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,51 +12,86 @@ from fabric.data.corpus import SPLITS, CorpusError
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 NOT_GIVEN = -1
 DROPPED = 255
+MERGE_FROM = 1 << 20  # distinct texts that wait before they are sorted in
 
 
-def assign_splits(
-    digests: np.ndarray,
-    n_bytes: np.ndarray,
-    given: np.ndarray,
-    validation_fraction: float,
-    test_fraction: float,
-    seed: int,
-) -> np.ndarray:
-    """A split for every document: uint8 [n] of TRAIN, VALIDATION, TEST or DROPPED.
+@dataclass(frozen=True)
+class SplitTable:
+    """The split of every distinct text: `digest` uint64, sorted; `home` uint8; `held_out`: published as such, bool."""
 
-    Documents with one digest (the same text) form a group, and groups are what is assigned. `given` (int8
-    [n], the published split or NOT_GIVEN) is kept; where a text was published in two splits it stays in the
-    later of train, validation, test, and its other copies are dropped. A split that was not given is cut from
-    the rest: groups in an order keyed by (seed, digest), cut where the bytes come nearest to the fraction
-    asked for.
+    digest: np.ndarray
+    home: np.ndarray
+    held_out: np.ndarray
 
-    The result depends on nothing but the arguments' contents: not on block sizes, files or platform.
-    Raises CorpusError when there are fewer distinct documents than splits to fill.
+    def splits(self, digests: np.ndarray, given: int) -> np.ndarray:
+        """The split of each document of a file, whose published split is `given`: uint8 of TRAIN, VALIDATION, TEST or
+        DROPPED, which is a copy of a text that is kept in a later split.
+        """
+        place = np.searchsorted(self.digest, digests)
+        found = np.array(self.home[place])
+        if given > TRAIN:
+            found[found != given] = DROPPED
+        if given == TRAIN:
+            found[self.held_out[place]] = DROPPED
+        return found
+
+
+class Groups:
+    """The distinct texts of a corpus, gathered block by block: memory grows with them, not with the documents.
+
+    Documents with one digest (the same text) form a group, and groups are what is assigned to splits. The result
+    depends on nothing but what was added: not on block sizes, files or platform.
     """
-    _, first, group = np.unique(digests, return_index=True, return_inverse=True)
-    home = np.full(len(first), NOT_GIVEN, np.int8)
-    np.maximum.at(home, group, given)  # TEST > VALIDATION > TRAIN > NOT_GIVEN
-    fractions = {
-        VALIDATION: 0.0 if (home == VALIDATION).any() else validation_fraction,
-        TEST: 0.0 if (home == TEST).any() else test_fraction,
-    }
-    home = home.astype(np.int64)
-    pool = np.flatnonzero((home == NOT_GIVEN) | (home == TRAIN))
-    sizes = np.bincount(group, weights=n_bytes, minlength=len(first))[pool]
-    order = np.argsort(_keyed(digests[first][pool], seed), kind="stable")
-    home[pool] = TRAIN
-    _cut_from(home, pool[order], sizes[order], fractions)
-    result = home[group].astype(np.uint8)
-    result[(given != NOT_GIVEN) & (given > TRAIN) & (given != result)] = DROPPED
-    result[(given == TRAIN) & _published_elsewhere(given, group)] = DROPPED
-    return result
+
+    def __init__(self) -> None:
+        self._held = (np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int8))
+        self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._n_waiting = 0
+
+    def add(self, digests: np.ndarray, n_bytes: np.ndarray, given: int) -> None:
+        """Documents of a file whose published split is `given` (NOT_GIVEN: none)."""
+        self._waiting.append(_grouped(digests, n_bytes, np.full(len(digests), given, np.int8)))
+        self._n_waiting += len(self._waiting[-1][0])
+        if self._n_waiting > max(MERGE_FROM, len(self._held[0])):
+            self._merge()
+
+    def _merge(self) -> None:
+        parts = [self._held, *self._waiting]
+        digests, n_bytes, given = (np.concatenate([p[i] for p in parts]) for i in range(3))
+        self._held = _grouped(digests, n_bytes, given)
+        self._waiting, self._n_waiting = [], 0
+
+    def assign(self, validation_fraction: float, test_fraction: float, seed: int) -> SplitTable:
+        """Give every distinct text a split.
+
+        A published split is kept; where a text was published in two, it stays in the later of train, validation,
+        test. A split that was not published is cut from the rest: groups in an order keyed by (seed, digest), cut
+        where the bytes come nearest to the fraction asked for. Raises CorpusError when there are fewer distinct
+        documents than splits to fill.
+        """
+        self._merge()
+        digests, n_bytes, published = self._held
+        fractions = {
+            VALIDATION: 0.0 if (published == VALIDATION).any() else validation_fraction,
+            TEST: 0.0 if (published == TEST).any() else test_fraction,
+        }
+        home = published.astype(np.uint8)
+        pool = np.flatnonzero(published <= TRAIN)
+        order = np.argsort(keyed(digests[pool], seed), kind="stable")
+        home[pool] = TRAIN
+        _cut_from(home, pool[order], n_bytes[pool][order], fractions)
+        return SplitTable(digests, home, published > TRAIN)
 
 
-def _published_elsewhere(given: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """For each document, whether its text was published as validation or test as well."""
-    held_out = np.zeros(int(group.max(initial=-1)) + 1, bool)
-    held_out[group[given > TRAIN]] = True
-    return held_out[group]
+def _grouped(
+    digests: np.ndarray, n_bytes: np.ndarray, given: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct digests in order, the bytes of all their documents, and the latest split any was published in."""
+    unique, group = np.unique(digests, return_inverse=True)
+    sizes = np.bincount(group, weights=n_bytes, minlength=len(unique)).astype(np.int64)
+    latest = np.full(len(unique), NOT_GIVEN, np.int8)
+    np.maximum.at(latest, group, given)  # TEST > VALIDATION > TRAIN > NOT_GIVEN
+    return unique, sizes, latest
 
 
 def _cut_from(home: np.ndarray, order: np.ndarray, sizes: np.ndarray, fractions: dict[int, float]) -> None:
@@ -68,7 +104,7 @@ def _cut_from(home: np.ndarray, order: np.ndarray, sizes: np.ndarray, fractions:
             "choose a finer document rule (documents: line), give more text, or publish the splits as files "
             "called train, valid and test"
         )
-    ends = np.cumsum(sizes)
+    ends = np.cumsum(sizes, dtype=np.float64)
     begin, target = 0, 0.0
     for still_to_come, split in zip(range(len(wanted) - 1, -1, -1), wanted):
         target += fractions[split] * float(ends[-1])
@@ -78,7 +114,7 @@ def _cut_from(home: np.ndarray, order: np.ndarray, sizes: np.ndarray, fractions:
         begin = end
 
 
-def _keyed(digests: np.ndarray, seed: int) -> np.ndarray:
+def keyed(digests: np.ndarray, seed: int) -> np.ndarray:
     """Pseudo-random uint64 per digest: splitmix64's finaliser, a bijection, on digest + seed."""
     key = int.from_bytes(hashlib.blake2b(f"split:{seed}".encode(), digest_size=8).digest(), "little")
     x = digests + np.uint64(key)

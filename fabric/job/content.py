@@ -11,7 +11,7 @@ from fabric.job.document import Path_
 from fabric.job.errors import explain
 from fabric.job.load import Job
 
-CORPUS_PATHS = ("data", "data.corpus", "data.corpus.path", "data.corpus.name")
+CORPUS_PATHS = ("data", "data.corpus", "data.corpus.path", "data.corpus.url", "data.corpus.name")
 
 
 @contextmanager

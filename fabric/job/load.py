@@ -104,6 +104,7 @@ class Job:
             train = resolved(train, model, data.seq_len, self.device, self.threads)
         try:
             self.config.resources.check(train, self.device)
+            self.config.resources.cpus_for_data(data.stream is not None)
         except ValueError as error:
             raise explain(self.document, ("resources",), str(error)) from None
         return Configuration(model, data, train, evaluate, start, auto)

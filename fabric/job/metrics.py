@@ -31,6 +31,7 @@ METRICS: dict[str, Metric] = {
         "(rank 0's while training; at the end the mean over ranks of their medians); several workers only",
     ),
     "data_hash": Metric("", None, "hash of the tokens of the step's batch"),
+    "order": Metric("", None, "of the training text: exact, or approximate (a stream's)"),
     "val_loss": Metric(
         "nats/token",
         "lower",

@@ -214,10 +214,12 @@ class SearchConfig(Config):
 class ResourcesConfig(RanksConfig):
     """What a trial is given. `auto`: one CPU a worker, as many trials at once as CPUs, GPUs and memory allow.
 
-    `cluster` describes the GPUs that `fabric plan` predicts for; nothing else reads it.
+    `data_cpus` are left to Ray Data beside all trials; `auto`: one where a trial reads a stream, else none. `cluster`
+    describes the GPUs that `fabric plan` predicts for; nothing else reads it.
     """
 
     cpus_per_worker: int | Literal["auto"] = "auto"
+    data_cpus: int | Literal["auto"] = "auto"
     gpus_per_worker: Real = Field(default=0, ge=0)
     max_concurrent: int | None = Field(default=None, ge=1)
     max_retries: int = Field(default=2, ge=0)
@@ -229,10 +231,23 @@ class ResourcesConfig(RanksConfig):
         """The processes of a trial."""
         return RanksConfig.model_validate({name: getattr(self, name) for name in RanksConfig.model_fields})
 
+    def cpus_for_data(self, streams: bool) -> int:
+        """CPUs that no trial gets. Raises ValueError for a stream without one."""
+        if self.data_cpus == "auto":
+            return int(streams)
+        if streams and not self.data_cpus:
+            raise ValueError(
+                "data_cpus=0 with data.stream: Ray Data would wait for ever for a CPU that no trial holds; "
+                "set data_cpus to 1 or more, or leave it out"
+            )
+        return self.data_cpus
+
     @model_validator(mode="after")
     def _some_cpus(self) -> ResourcesConfig:
         if isinstance(self.cpus_per_worker, int) and self.cpus_per_worker < 1:
             raise ValueError(f"cpus_per_worker={self.cpus_per_worker} must be at least 1")
+        if isinstance(self.data_cpus, int) and self.data_cpus < 0:
+            raise ValueError(f"data_cpus={self.data_cpus} must be at least 0, or auto")
         return self
 
 

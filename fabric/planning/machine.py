@@ -62,18 +62,22 @@ def concurrency(
     n_trials: int | None,
     cpus: float | None = None,
     gpus: float | None = None,
+    data_cpus: int = 0,
 ) -> Concurrency:
     """The number of trials at once: the tightest of CPUs, GPUs, memory, the job's own limit and
     the trials there are (None: not known yet).
 
     `cpus` and `gpus` are a cluster's; without them this machine's are taken (memory is looked at only then).
+    `data_cpus` are left to Ray Data.
     Raises ValueError when not even one trial fits.
     """
     here = cpus is None
     cpus = cpus if cpus is not None else cpu_count()
     threads = 1 if resources.cpus_per_worker == "auto" else resources.cpus_per_worker
     workers = resources.most
-    limits = {f"{cpus:g} CPUs at {threads * workers} a trial": int(cpus // (threads * workers))}
+    kept = f", {data_cpus} of them left to Ray Data" if data_cpus else ""
+    free_cpus = max(0.0, cpus - data_cpus)
+    limits = {f"{cpus:g} CPUs at {threads * workers} a trial{kept}": int(free_cpus // (threads * workers))}
     if resources.gpus_per_worker:
         gpus = gpus if gpus is not None else gpu_count()
         each = resources.gpus_per_worker * workers

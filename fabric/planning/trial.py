@@ -159,6 +159,8 @@ class TrialSpec(Config):
             "train": train,
             "seed": self.seed,
         }
+        if self.data.stream is not None:
+            identity["order"] = self.data.order
         if self.weights is not None:
             identity["weights"] = self.weights
         if self.train.early_stop is not None:

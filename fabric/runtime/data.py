@@ -13,17 +13,22 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import ray
 import ray.data
 
-from fabric.data.blocks import Block, BlockCount, BlockWork
-from fabric.data.corpus import SPLITS, Boundary, Source
+from fabric.data.blocks import BlockCount, BlockWork
+from fabric.data.corpus import Boundary, Source
+from fabric.data.index import Block
 
 
 def is_connected() -> bool:
     """Whether this process has a Ray session."""
     return bool(ray.is_initialized())
+
+
+def has_free_cpu() -> bool:
+    """Whether a CPU of the session is held by nobody: without one, tasks would wait for trials that wait for them."""
+    return float(ray.available_resources().get("CPU", 0.0)) >= 1.0
 
 
 def tokenize_with_ray(
@@ -40,31 +45,30 @@ def tokenize_with_ray(
             raise ValueError(row["error"])
         rows.append(row)
         progress(len(rows) / len(blocks))
-    rows.sort(key=lambda row: int(row["number"]))
-    return [
-        BlockCount(int(r["number"]), tuple(map(int, r["n_tokens"])), tuple(map(int, r["token_bytes"])))
-        for r in rows
-    ]
+    return sorted((BlockCount.from_json(row["count"]) for row in rows), key=lambda count: count.number)
 
 
-def place_with_ray(work: BlockWork, offsets: list[tuple[int, ...]], n_blocks: int) -> None:
+def place_with_ray(
+    work: BlockWork, offsets: list[tuple[int, ...]], n_blocks: int, progress: Callable[[float], None]
+) -> None:
     """Write every block's tokens to their place, each in a Ray Data task."""
     items = [{"number": number, "offsets": list(offset)} for number, offset in enumerate(offsets)]
-    for _ in _run(items, lambda row: _place(work, row), n_blocks):
-        pass
+    for done, _ in enumerate(_run(items, lambda row: _place(work, row), n_blocks), start=1):
+        progress(done / len(items))
 
 
 def _tokenise(work: BlockWork, row: dict[str, Any]) -> dict[str, Any]:
-    # Read when the tokenizers library starts its threads: Ray gives a task one CPU, it would take all.
+    one_thread()
+    try:
+        return {"count": work.tokenise(_unpack(row)).to_json(), "error": ""}
+    except ValueError as wrong:  # as a value: of an exception Ray brings home only text wrapped in its own
+        return {"count": "", "error": str(wrong)}
+
+
+def one_thread() -> None:
+    """Let the tokenizers library take the one CPU that Ray gives a task; it reads this when it starts its threads."""
     os.environ["RAYON_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    count, error = BlockCount(int(row["number"]), (0,) * len(SPLITS), (0,) * len(SPLITS)), ""
-    try:
-        count = work.tokenise(_unpack(row))
-    except ValueError as wrong:  # as a value: of an exception Ray brings home only text wrapped in its own
-        error = str(wrong)
-    counts = {"n_tokens": list(count.n_tokens), "token_bytes": list(count.token_bytes)}
-    return {"number": count.number, **counts, "error": error}
 
 
 def _place(work: BlockWork, row: dict[str, Any]) -> dict[str, Any]:
@@ -76,39 +80,28 @@ def _pack(block: Block) -> dict[str, Any]:
     """A block as a row of plain columns: Ray Data keeps these as Arrow, and other objects as pickles."""
     boundary, source = asdict(block.source.boundary), asdict(block.source)
     plain = {f"source_{k}": v or "" for k, v in source.items() if k != "boundary"}
-    arrays = {
-        "starts": block.starts.tobytes(),
-        "ends": block.ends.tobytes(),
-        "splits": block.splits.tobytes(),
-    }
-    return {
-        "number": block.number,
-        "pattern": boundary["pattern"] or "",
-        "where": boundary["where"],
-        **plain,
-        **arrays,
-    }
+    numbers = {"number": block.number, "n_documents": block.n_documents}
+    return {**numbers, "pattern": boundary["pattern"] or "", "where": boundary["where"], **plain}
 
 
 def _unpack(row: dict[str, Any]) -> Block:
     boundary = Boundary(row["pattern"] or None, row["where"])
     fields = {k.removeprefix("source_"): v for k, v in row.items() if k.startswith("source_")}
     source = Source(**{**fields, "split": fields["split"] or None}, boundary=boundary)
-    starts, ends = np.frombuffer(row["starts"], np.int64), np.frombuffer(row["ends"], np.int64)
-    return Block(int(row["number"]), source, starts, ends, np.frombuffer(row["splits"], np.uint8))
+    return Block(int(row["number"]), source, int(row["n_documents"]))
 
 
 def _run(
     items: list[dict[str, Any]], task: Callable[[dict[str, Any]], dict[str, Any]], n_blocks: int
 ) -> Iterator[dict[str, Any]]:
     """Rows of `task` over `items`, as they are done."""
-    with _quiet():
+    with quiet():
         dealt = ray.data.from_items(items, override_num_blocks=min(n_blocks, len(items)))
         yield from dealt.map(task).iter_rows()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars or log lines from Ray Data; the settings found are put back."""
     context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     before = (context.enable_progress_bars, logger.level)

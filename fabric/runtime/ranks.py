@@ -105,7 +105,7 @@ def rank_loop(config: dict[str, Any]) -> None:
         if task is None:
             continue
         try:
-            perform(task, report, group, leaving=lambda: is_leaving(nodes))
+            perform(task, report, group, leaving=lambda: is_leaving(nodes), with_ray=True)
         except PreemptedError as left:
             if group.leads:
                 ray.get(mailbox.say.remote("left", str(left)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Preloaded with torch, so that a first step waits for no import.
 import fabric.evaluate.final
@@ -18,6 +18,9 @@ from fabric.store import Store, cache_of, fetch
 from fabric.train.directive import PREEMPTED, Continue, Directive, Leaving, PreemptedError, Report, never
 from fabric.train.group import ALONE, Group
 from fabric.train.start import weights_file
+
+if TYPE_CHECKING:
+    from fabric.data.stream import Read
 
 _CACHES: dict[str, TokenCache] = {}
 
@@ -44,7 +47,7 @@ def perform_on_ray(task: Mapping[str, Any], report: Report) -> None:
         from fabric.runtime.notices import here, is_leaving
 
         node = (here(),)
-        perform(task, report, leaving=lambda: is_leaving(node))
+        perform(task, report, leaving=lambda: is_leaving(node), with_ray=True)
 
 
 def same_sources(driver: str) -> None:
@@ -64,10 +67,18 @@ def report_to_tune(row: Mapping[str, Any]) -> Directive:
     return Continue()
 
 
-def perform(task: Mapping[str, Any], report: Report, group: Group = ALONE, leaving: Leaving = never) -> None:
+def perform(
+    task: Mapping[str, Any],
+    report: Report,
+    group: Group = ALONE,
+    *,
+    leaving: Leaving = never,
+    with_ray: bool = False,
+) -> None:
     """Do a task with any `report` function, on every rank of a group; the inline runner uses it without Ray.
 
-    Raises PreemptedError when it was left because of `leaving`: then its checkpoint is on disk.
+    `with_ray`: a stream is read by Ray Data, not in this process. Raises PreemptedError when it was left because of
+    `leaving`: then its checkpoint is on disk.
     """
     store = Store(task["store"])
     record = store.trial(task["trial"], task["numerics"])
@@ -85,6 +96,11 @@ def perform(task: Mapping[str, Any], report: Report, group: Group = ALONE, leavi
         if group.leads:
             report(read_test_split(spec, record, cache))
         return
+    read: Read | None = None
+    if with_ray and spec.data.stream is not None:
+        from fabric.runtime.stream import read_with_ray
+
+        read = read_with_ray
     outcome = fabric.train.loop.run(
         spec,
         record,
@@ -95,6 +111,7 @@ def perform(task: Mapping[str, Any], report: Report, group: Group = ALONE, leavi
         weights=None if spec.weights is None else weights_file(folder, spec.weights),
         group=group,
         leaving=leaving,
+        read=read,
         provenance={"invocation": task["invocation"], "source_hash": task["source_hash"]},
     )
     if outcome.reason.get("kind") == PREEMPTED:

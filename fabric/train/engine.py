@@ -26,6 +26,7 @@ from fabric.train.stopping import Divergence
 
 if TYPE_CHECKING:
     from fabric.data import TokenCache
+    from fabric.data.stream import Read, StreamedBatches
     from fabric.planning.trial import TrialSpec
 
 T = TypeVar("T")
@@ -34,13 +35,19 @@ MAX_CONSECUTIVE_SKIPS = 40
 
 
 class Engine:
-    """Model, optimizer, data order and `state` of one trial on this rank; `weights` is the file it starts from.
+    """Model, optimizer, data order and `state` of one trial on this rank; `weights` is the file it starts from,
+    `read` how a stream's units are read.
 
     `diverged` is None, or the reason (with the step) as soon as a step's figures were read and found wrong.
     """
 
     def __init__(
-        self, trial: TrialSpec, cache: TokenCache, weights: Path | None = None, group: Group = ALONE
+        self,
+        trial: TrialSpec,
+        cache: TokenCache,
+        weights: Path | None = None,
+        group: Group = ALONE,
+        read: Read | None = None,
     ) -> None:
         self.trial, self.config, self.group = trial, trial.train, group
         self.seq_len = trial.data.seq_len
@@ -49,8 +56,8 @@ class Engine:
         forward = self.config.objective.flops_per_token(trial.model, self.seq_len)
         self.flops_per_token = 3 * forward  # backward: twice forward
         self.n_steps = self.config.n_steps(self.seq_len, self.n_params)
-        whole = Batches(cache, "train", self.seq_len, self.config.batch_size, trial.seed)
-        self.batches = whole.shard(group.rank, group.world)
+        self.stream = None if trial.data.stream is None else _stream(trial, cache, group, read)
+        self.batches = self.stream or _exact(trial, cache, group)
         self.first_row = group.rank * (self.config.batch_size // group.world)
         self.state = LoopState.fresh(self.config)
         self.divergence = Divergence(self.config.divergence, ())
@@ -74,13 +81,14 @@ class Engine:
     # ---- checkpoints
 
     def saved(self) -> dict[str, Any]:
-        """Everything a checkpoint needs besides weights and optimizer state."""
+        """Everything a checkpoint needs besides weights and optimizer state; every rank asks alike."""
         scaler = self.stepper.scaler
         self.state.peak_memory_bytes = self.peak_bytes() or 0
         return {
             "loop": self.state.to_dict(),
             "rng": process.rng_state(),
             "scaler": None if scaler is None else scaler.state_dict(),
+            "stream": None if self.stream is None else self.stream.saved(self.state.step),
         }
 
     def restore(self, files: Mapping[str, bytes]) -> None:
@@ -91,6 +99,8 @@ class Engine:
         if self.stepper.scaler is not None:
             self.stepper.scaler.load_state_dict(saved["scaler"])
         process.set_rng_state(saved["rng"])
+        if self.stream is not None:
+            self.stream.restore(saved["stream"])
         self.divergence = Divergence(self.config.divergence, self.state.history.loss)
 
     def peak_bytes(self) -> int | None:
@@ -247,7 +257,20 @@ class Engine:
             "peak_memory_bytes": self.peak_bytes(),
             "skipped_steps": state.skipped_steps,
             "data_wait_fraction": state.data_seconds / state.seconds if state.seconds else None,
+            "order": self.trial.data.order,
         }
+
+
+def _exact(trial: TrialSpec, cache: TokenCache, group: Group) -> Batches:
+    whole = Batches(cache, "train", trial.data.seq_len, trial.train.batch_size, trial.seed)
+    return whole.shard(group.rank, group.world)
+
+
+def _stream(trial: TrialSpec, cache: TokenCache, group: Group, read: Read | None) -> StreamedBatches:
+    from fabric.data.stream import StreamedBatches, in_process
+
+    sizes = (trial.train.batch_size, trial.seed, group.rank, group.world)
+    return StreamedBatches(trial.data, cache, *sizes, group.gathered, read or in_process)
 
 
 def _stepper(

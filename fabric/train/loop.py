@@ -40,6 +40,7 @@ from fabric.train.recorder import Recorder
 
 if TYPE_CHECKING:
     from fabric.data import TokenCache
+    from fabric.data.stream import Read
     from fabric.planning.trial import TrialSpec
     from fabric.store import Attempt, Status, TrialRecord
 
@@ -57,6 +58,7 @@ def run(
     weights: Path | None = None,
     group: Group = ALONE,
     leaving: Leaving = never,
+    read: Read | None = None,
 ) -> Outcome:
     """Train `trial` to its end, or to where `report` says; returns how it ended.
 
@@ -66,7 +68,8 @@ def run(
     evaluated row on disk whose report may not have been delivered (the process died) is reported again on resume.
     `micro_batch_size` overrides the trial's and a checkpoint's; `weights` is the file whose hash `trial.weights` is.
     Every rank of a `group` calls it alike; rank 0 alone writes, reports and decides. Where `leaving()` holds after a
-    step, a checkpoint is written and the run ends ("preempted").
+    step, a checkpoint is written and the run ends ("preempted"). `read` is how a stream's units are read (None: in this
+    process).
 
     Divergence is an `Outcome`, not an error. Raises what went wrong otherwise, after writing it to the status:
     `OutOfMemory` when not even a micro-batch of one fits; SystemExit and KeyboardInterrupt leave the trial resumable.
@@ -83,6 +86,7 @@ def run(
     newest = newest_checkpoint(record, group.told(record.checkpoints()))
     resumed = (newest[0].step, newest[0].attempt) if newest else (0, None)
     who = {**(provenance or {}), **process.provenance(trial), "evaluation": trial.evaluation_key}
+    who["order"] = trial.data.order
     who["ranks"] = {"world": group.world, "engine": trial.ranks.engine, "zero_stage": trial.ranks.zero_stage}
     if record.numerics not in (None, who["numerics"]["fingerprint"]):
         raise ValueError(
@@ -94,7 +98,9 @@ def run(
     training: _Training | None = None
     try:
         with _no_collection():
-            training = _Training(trial, attempt, cache, report, rung_tokens, clock, weights, group, leaving)
+            training = _Training(
+                trial, attempt, cache, report, rung_tokens, clock, weights, group, leaving, read
+            )
             if newest is not None:
                 training.resume(newest[1], record, before)
                 newest = None  # its bytes are as large as the model and the optimizer
@@ -103,6 +109,9 @@ def run(
     except BaseException as error:
         _write_end(attempt, training, error)
         raise
+    finally:
+        if training is not None and training.engine.stream is not None:
+            training.engine.stream.close()
 
 
 # Extension modules count what is still frozen when the interpreter ends as leaked, and say so on stderr.
@@ -159,21 +168,23 @@ class _Training:
         weights: Path | None,
         group: Group,
         leaving: Leaving,
+        read: Read | None,
     ) -> None:
         self.group, self.leaving = group, leaving
         self.trial, self.config, self.cache, self.report = trial, trial.train, cache, report
         self.attempt, self.recorder = attempt, Recorder(attempt, trial.train.checkpoint, clock)
-        self.engine = Engine(trial, cache, weights, group)
+        self.engine = Engine(trial, cache, weights, group, read)
         self.n_steps = self.engine.n_steps
         self.calendar = calendar(self.n_steps, self.engine.tokens_per_step, trial.evaluate, rung_tokens)
         self.redeliver: dict[str, Any] | None = None
         self.finished = False
+        self.rows_from = 0  # the step after which the rows of a stream are still to be written down
 
     def resume(self, files: Mapping[str, bytes], record: TrialRecord, before: Status | None) -> None:
         """Take over a checkpoint; `before` is the status its process left."""
         self.engine.restore(files)
         step = self.engine.state.step
-        self.recorder.saved_step = step
+        self.recorder.saved_step = self.rows_from = step
         died = before is not None and before.state == RUNNING
         if died and self.calendar.evaluated(step):
             rows = [r for r in record.metrics() if r["step"] == step and "val_loss" in r]
@@ -239,10 +250,21 @@ class _Training:
             return
         self.recorder.flush()
         keep = self.config.checkpoint.keep_last
-        weights, optimizer = engine.stepper.weights(), engine.stepper.optimizer_state()
+        weights, optimizer, saved = engine.stepper.weights(), engine.stepper.optimizer_state(), engine.saved()
+        self._write_rows(step)
         if self.group.leads:
-            save_checkpoint(self.attempt, step, weights, optimizer, engine.saved(), keep)
+            save_checkpoint(self.attempt, step, weights, optimizer, saved, keep)
         self.recorder.saved(step)
+
+    def _write_rows(self, step: int) -> None:
+        """Which rows of a stream each rank has read since the last checkpoint, as `rows-<step>.json`."""
+        if self.engine.stream is None:
+            return
+        ranks = self.engine.stream.taken()
+        if self.group.leads:
+            body = {"after_step": self.rows_from, "to_step": step, "ranks": ranks}
+            self.attempt.write_json(f"rows-{step:010d}", body)
+        self.rows_from = step
 
     # ---- evaluations, reports, end
 

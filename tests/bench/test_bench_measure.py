@@ -19,11 +19,13 @@ IN_ONE_PROCESS = ["data"]
 AGAINST_OTHERS = ["generate", "memory", "step"]  # tested in files of their own
 WITH_RAY = [
     "asha",
+    "bounded",
     "breadth",
     "cache",
     "overhead",
     "stock",
     "groups",
+    "stream",
     "warm",
 ]  # a Ray of their own, some of them several
 

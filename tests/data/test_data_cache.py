@@ -1,5 +1,6 @@
 """Token cache: contents, bytes per token, integrity, atomicity, block independence."""
 
+import fcntl
 import json
 import os
 import pickle
@@ -230,26 +231,69 @@ def test_a_build_that_fails_leaves_nothing_behind(corpus, tmp_path):
     assert list((root / "tokens").iterdir()) == [built]
 
 
-def test_a_killed_build_is_no_cache_and_is_swept_up_later(corpus, tmp_path):
-    config, tokens = config_for(corpus), tmp_path / "cache" / "tokens"
-    code = f"""
+KILLED = """
 import os, signal
 from fabric.data import DataConfig, prepare
-config = DataConfig.model_validate_json({config.model_dump_json()!r})
-stop = lambda stage, part: os.kill(os.getpid(), signal.SIGKILL) if stage == "place" else None
-prepare(config, {str(tmp_path / "cache")!r}, progress=stop)
+config = DataConfig.model_validate_json({config!r})
+def stop(stage, part):
+    if stage == {stage!r} and part >= {part}:
+        os.kill(os.getpid(), signal.SIGKILL)
+prepare(config, {root!r}, progress=stop, n_blocks=9)
 """
+
+
+def killed_build(config, root, stage, part=0.0):
+    code = KILLED.format(config=config.model_dump_json(), root=str(root), stage=stage, part=part)
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
-    (left,) = tokens.iterdir()
+    (left,) = (root / "tokens").iterdir()
     assert left.name.startswith(".building-")
-    prepare(config, tmp_path / "cache").verify()
-    assert left.exists()  # may be another process at work
-    for folder in (left, left / "parts"):
+    return left
+
+
+@pytest.mark.parametrize(("stage", "part"), [("index", 0.5), ("tokenise", 0.5), ("place", 0.5)])
+def test_a_killed_build_goes_on_with_the_blocks_it_had_not_done(corpus, tmp_path, monkeypatch, stage, part):
+    (corpus.parent / "more.jsonl").write_text("\n".join(json.dumps({"text": f"row {i}"}) for i in range(20)))
+    config = config_for(corpus.parent, {"kind": "bpe", "vocab_size": 300})
+    whole = prepare(config, tmp_path / "whole")
+    killed_build(config, tmp_path / "cache", stage, part)
+    read = []
+    original = blocks.read_documents
+    monkeypatch.setattr(blocks, "read_documents", lambda *a: read.append(len(a[1])) or original(*a))
+    again = prepare(config, tmp_path / "cache")
+    again.verify()
+    assert again.manifest_hash == whole.manifest_hash
+    assert list((tmp_path / "cache" / "tokens").iterdir()) == [again.path]
+    n = sum(entry["n_documents"] for entry in whole.manifest["splits"].values())
+    done = {"index": 0, "tokenise": n / 2, "place": n}[stage]
+    assert sum(read) == pytest.approx(n - done, abs=n / 6)
+
+
+def test_a_build_at_work_is_not_taken_over_and_an_abandoned_one_is_swept_up(corpus, tmp_path):
+    config, root = config_for(corpus), tmp_path / "cache"
+    left = killed_build(config, root, "tokenise")
+    with (left / "work" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        prepare(config, root).verify()
+        assert left.exists()
+    for folder in (left, left / "work", left / "work" / "parts"):
         os.utime(folder, (1, 1))
-    other = prepare(config_for(corpus, split_seed=1), tmp_path / "cache")
+    other = prepare(config_for(corpus, split_seed=1), root)
     assert not left.exists()
-    assert len(list(tokens.iterdir())) == 2
+    assert len(list((root / "tokens").iterdir())) == 2
     other.verify()
+
+
+def test_an_interrupted_build_goes_on_too(corpus, tmp_path):
+    def stop(stage, part):
+        if stage == "tokenise":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config_for(corpus), tmp_path / "cache", progress=stop)
+    (left,) = (tmp_path / "cache" / "tokens").iterdir()
+    cache = prepare(config_for(corpus), tmp_path / "cache")
+    assert not left.exists()
+    assert cache.manifest_hash == prepare(config_for(corpus), tmp_path / "other").manifest_hash
 
 
 def test_reading_a_cache_imports_numpy_and_ours_only(corpus, tmp_path):
@@ -292,7 +336,7 @@ def test_wide_vocabularies_take_four_bytes(corpus, tmp_path):
 
 def test_an_id_outside_the_vocabulary_is_an_error(corpus, tmp_path, monkeypatch):
     narrow = (ByteTokenizer(), ByteTokenizer().token_bytes()[:200].astype(np.int64))
-    monkeypatch.setattr(blocks, "_tokenizer", lambda *_: narrow)
+    monkeypatch.setattr(blocks, "tokenizer_in", lambda *_: narrow)
     with pytest.raises(ValueError, match=r"vocabulary overflow: the tokenizer gave id 256 for .*corpus.txt"):
         prepare(config_for(corpus), tmp_path / "cache")
 

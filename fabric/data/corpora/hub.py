@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from fabric.data.corpora.files import published_split
+from fabric.data.corpora.url import UrlConfig
 from fabric.data.corpus import CorpusConfig, CorpusError, Source, at_home
 from fabric.data.disk import beside, sha256_of
+from fabric.data.rules import published_split
 
 
 class HubConfig(CorpusConfig):
@@ -49,6 +51,27 @@ class HubConfig(CorpusConfig):
             Source(str(f), "jsonl", text_field="text", split=None if self.splits else published_split(f.stem))
             for f in sorted(kept.glob("*.jsonl"))
         ]
+
+    def streamed(self, cache_root: Path) -> list[Source]:
+        """The Parquet files that the hub keeps of every data set, by `hf://` URLs.
+
+        Raises CorpusError for a local folder, and for settings that need a copy.
+        """
+        if Path(self.name).is_dir():
+            raise CorpusError(
+                f"data set {self.name!r} is a local folder; to stream it, write corpus: {self.name}"
+            )
+        if self.revision is not None or self.max_documents is not None:
+            raise CorpusError(
+                f"data set {self.name!r}: a stream reads the hub's Parquet copy of the whole set; leave out "
+                "revision and max_documents, or data.stream"
+            )
+        url = f"hf://datasets/{self.name}@refs/convert/parquet/{self.subset or 'default'}"
+        found = UrlConfig(kind="url", url=url, text_field=self.text_field).streamed(cache_root)
+        if self.splits is None:
+            return found
+        wanted = [s for s in found if any(f"/{split}/" in s.path for split in self.splits)]
+        return [replace(source, split=None) for source in wanted]
 
     def _kept(self, cache_root: Path) -> Path:
         """Where its files are, or will be."""
