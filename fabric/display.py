@@ -99,7 +99,8 @@ class Screen:
         if task.kind == "train":
             self._arm(task).running.pop(task.trial.id, None)
             if error:
-                self.say(f"{_name(task)} failed: {headline(error)}")
+                again = ", and is tried again" if task.trial.state == "waiting" else ""
+                self.say(f"{_name(task)} failed{again}: {headline(error)}")
             elif task.trial.end == "finished":
                 status = self.study.registry.record(task.trial).status() if self.study else None
                 loss = self.study.registry.last_value(task.trial) if self.study else None

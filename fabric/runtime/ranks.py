@@ -23,11 +23,7 @@ from fabric.train.directive import Directive, PreemptedError, Report, Stop
 
 AFTER_PATIENCE = 60.0  # seconds: Ray Train notices a silent rank before torch.distributed gives up
 WAIT = 5.0  # seconds a rank 0, or the owner, waits at the mailbox before it looks around
-
-
 NODE_LOST_WITHIN = 10.0  # seconds: a node's death is known after that of its processes
-
-
 HELD_BY = "placement_group"  # the one value of a group's first report: what the driver gives back if it dies
 
 
