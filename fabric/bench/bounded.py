@@ -68,7 +68,7 @@ def build(text: str, folder: str, n: int) -> Generator[dict[str, Any], Any, None
     Workers have imported what a block's task needs, as on a cluster that is joined; those of a sweep's own Ray have
     torch loaded for the trials that follow.
     """
-    os.environ["RAY_preload_python_modules"] = "fabric.data.blocks"  # noqa: SIM112 (Ray's name)
+    os.environ |= {"RAY_preload_python_modules": "fabric.data.blocks"}
     from fabric.data import DataConfig, prepare
     from fabric.runtime.connect import cluster
 
