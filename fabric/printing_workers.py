@@ -39,9 +39,10 @@ def print_workers(rows: Sequence[WorkersRow], console: Console) -> None:
     step = column("step", (_milliseconds(r.step_seconds) for r in rows))
     speed = column("tokens/s", (human_count(r.tokens_per_second) for r in rows))
     shares = [column(k, (_percent(getattr(r, k)) for r in rows)) for k in ("strong", "weak", "exposed")]
+    wait = column("", ("" if r.exposed_seconds is None else _milliseconds(r.exposed_seconds) for r in rows))
     layouts = [
-        [arm, engine, workers, batch, n, step, speed, *shares],
-        [arm, engine, workers, batch, step, *shares],
+        [arm, engine, workers, batch, n, step, speed, *shares, wait],
+        [arm, engine, workers, batch, step, *shares, wait],
         [arm, workers, batch, *shares],
     ]
     chosen = fitted(layouts, console.width)
@@ -53,8 +54,8 @@ def print_workers(rows: Sequence[WorkersRow], console: Console) -> None:
     console.print(Text("workers", style="bold"))
     console.print(table)
     caption = (
-        "strong: T1 / (n Tn) at the same batch; weak: T1 / Tn at the same batch per worker; exposed: the share of a "
-        "step spent waiting for gradients. Workers that share a machine's cores do not show how a cluster scales."
+        "strong: T1 / (n Tn) at the same batch; weak: T1 / Tn at the same batch per worker; exposed: waiting for "
+        "gradients, of a step. Workers that share a machine's cores do not show how a cluster scales."
     )
     console.print(Text(caption, style="italic"))
 

@@ -56,7 +56,8 @@ class Ran:
 class WorkersRow:
     """Trials of one arm on so many workers: means over `n` trials; an efficiency is None without its one-worker side.
 
-    `exposed` is the share of a step (`exposed_allreduce_fraction`); None alone, and under ZeRO-2 and 3.
+    `exposed` is the share of a step (`exposed_allreduce_fraction`), `exposed_seconds` its time; None alone, and under
+    ZeRO-2 and 3.
     """
 
     arm: str
@@ -69,6 +70,7 @@ class WorkersRow:
     strong: float | None
     weak: float | None
     exposed: float | None
+    exposed_seconds: float | None
 
 
 Key = tuple[str, str, int, int]  # work, engine, workers, batch size
@@ -102,7 +104,6 @@ def _row(arm: str, key: Key, rows: Sequence[TrialRow], times: Mapping[Key, float
     work, engine, workers, batch_size = key
     same_batch = _alone(times, work, engine, batch_size)
     same_share = None if batch_size % workers else _alone(times, work, engine, batch_size // workers)
-    shares = [s for r in rows if (s := r.metrics.get("exposed_allreduce_fraction")) is not None]
     return WorkersRow(
         arm,
         engine,
@@ -113,8 +114,14 @@ def _row(arm: str, key: Key, rows: Sequence[TrialRow], times: Mapping[Key, float
         _mean([r.metrics["tokens_per_second"] for r in rows]),
         None if same_batch is None else same_batch / (workers * times[key]),
         None if same_share is None else same_share / times[key],
-        _mean(shares) if shares else None,
+        _mean_metric(rows, "exposed_allreduce_fraction"),
+        _mean_metric(rows, "exposed_allreduce_seconds"),
     )
+
+
+def _mean_metric(rows: Sequence[TrialRow], key: str) -> float | None:
+    known = [value for r in rows if (value := r.metrics.get(key)) is not None]
+    return _mean(known) if known else None
 
 
 def _alone(times: Mapping[Key, float], work: str, engine: str, batch_size: int) -> float | None:

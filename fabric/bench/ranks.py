@@ -4,43 +4,77 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import multiprocessing
 import os
 import socket
 import statistics
 import time
-from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from multiprocessing.connection import Connection
 from typing import Any
 
-from fabric.bench.process import Child
+from fabric.bench.training import Training, made
 
-SECONDS_TO_ANSWER = 120  # of a rank: then the others give it up
+SECONDS_TO_ANSWER = 120.0
+SECONDS_TO_END = 10.0
+# Imported once, in the process that all ranks are forked from.
+PRELOADED = [
+    "torch",
+    "torch.nn.parallel.distributed",
+    "fabric.bench.ranks",
+    "fabric.train.step",
+    "models.decoder",
+]
 
 
 class Ranks:
-    """`world` processes that hold the same models; every request goes to all of them, rank 0's answer counts."""
+    """`world` processes that hold the same models; every request goes to all of them, rank 0's answer counts.
 
-    def __init__(self, world: int, trainings: Mapping[str, Mapping[str, Any]]) -> None:
+    Requests: `{"train": name, "times": n}` gives the median seconds of a step and, of several ranks, of its exposed
+    exchange; `{"bytes": b, "times": n}` the median seconds of an all-reduce. Raises RuntimeError for a rank that does
+    not answer, and what went wrong in one that does.
+    """
+
+    def __init__(self, world: int, trainings: Mapping[str, Training]) -> None:
         self.world = world
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
         port = free_port()
-        with contextlib.ExitStack() as started:
-            self._pool = started.enter_context(ThreadPoolExecutor(world))
-            tasks = [{"rank": r, "world": world, "port": port, "trainings": trainings} for r in range(world)]
-            starting = [self._pool.submit(Child, "fabric.bench.ranks:rank", task) for task in tasks]
-            self._children = [started.enter_context(child.result()) for child in starting]
-            self.ask({})  # they find each other
-            self._close = started.pop_all()
+        pipes = [context.Pipe() for _ in range(world)]
+        self._pipes = [ours for ours, _ in pipes]
+        self._processes = [
+            context.Process(target=_serve, args=(theirs, r, world, port, dict(trainings)), daemon=True)
+            for r, (_, theirs) in enumerate(pipes)
+        ]
+        for process in self._processes:
+            process.start()
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, float]:
         """What rank 0 measured."""
-        found: list[dict[str, float]] = list(self._pool.map(lambda child: child.ask(request), self._children))
-        return found[0]
+        for pipe in self._pipes:
+            pipe.send(request)
+        answers = [self._answer(rank, pipe) for rank, pipe in enumerate(self._pipes)]
+        return answers[0]
+
+    def _answer(self, rank: int, pipe: Connection) -> dict[str, float]:
+        if not pipe.poll(SECONDS_TO_ANSWER):
+            raise RuntimeError(f"rank {rank} of {self.world} has not answered for {SECONDS_TO_ANSWER:.0f} s")
+        answer = pipe.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        found: dict[str, float] = answer
+        return found
 
     def __enter__(self) -> Ranks:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._close.close()
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):  # it has ended already
+                pipe.send(None)
+        for process in self._processes:
+            process.join(SECONDS_TO_END)
+            process.kill()
 
 
 def free_port() -> int:
@@ -51,31 +85,22 @@ def free_port() -> int:
         return port
 
 
-def rank(
-    rank: int, world: int, port: int, trainings: Mapping[str, Mapping[str, Any]]
-) -> Generator[dict[str, float], Mapping[str, Any], None]:
-    """One rank: joins at the first request, then times steps of a training or all-reduces of so many bytes.
-
-    `{"train": name, "times": n}` gives the median seconds of a step and of its exposed exchange (NaN alone),
-    `{"bytes": b, "times": n}` the median seconds of an all-reduce.
-    """
+def _serve(pipe: Connection, rank: int, world: int, port: int, trainings: Mapping[str, Training]) -> None:
+    """One rank's process: answers requests until it is sent None."""
     import torch
 
-    from fabric.bench.training import Training, made
-
     torch.set_num_threads(1)
-    yield {}
-    with _joined(rank, world, port):
-        sides = {name: made(Training(**task)) for name, task in trainings.items()}
-        request = yield {}
-        while True:
-            if "train" in request:
-                name = request["train"]
-                request = yield _steps(
-                    sides[name], Training(**trainings[name]), rank, world, request["times"]
-                )
-            else:
-                request = yield _sums(request["bytes"], request["times"])
+    try:
+        with _joined(rank, world, port):
+            sides = {name: made(training) for name, training in trainings.items()}
+            while (request := pipe.recv()) is not None:
+                if "train" in request:
+                    name = request["train"]
+                    pipe.send(_steps(sides[name], trainings[name], rank, world, request["times"]))
+                else:
+                    pipe.send(_sums(request["bytes"], request["times"]))
+    except Exception as error:
+        pipe.send(error)
 
 
 @contextlib.contextmanager
@@ -94,7 +119,7 @@ def _joined(rank: int, world: int, port: int) -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def _steps(side: Any, training: Any, rank: int, world: int, times: int) -> dict[str, float]:
+def _steps(side: Any, training: Training, rank: int, world: int, times: int) -> dict[str, float]:
     share = training.batch // world
     rows_BT1 = training.rows_BT1(0)[rank * share : (rank + 1) * share]
     side.step(rows_BT1)  # what was idle wakes up

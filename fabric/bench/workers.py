@@ -61,9 +61,8 @@ def _measured(
     waits: Cells = {}
     sums: Cells = {}
     times, sizes = (QUICK_TIMES, QUICK_BYTES) if setting.quick else (TIMES, BYTES)
-    tasks = {name: training.task() for name, training in trainings.items()}
     with contextlib.ExitStack() as stack:
-        groups = [stack.enter_context(Ranks(n, tasks)) for n in counts]
+        groups = [stack.enter_context(Ranks(n, trainings)) for n in counts]
         for number in range(setting.repeats):
             for group in groups[:: 1 if number % 2 == 0 else -1]:
                 for name in trainings:

@@ -44,6 +44,8 @@ class Estimate:
 class RingFit:
     """alpha (seconds a message), beta (seconds a byte), the seconds of each model's computing on one core.
 
+    Of steps, both hold whatever grows with the workers or the bytes: waiting for the slowest one, and cores and memory
+    that are shared. They are larger than those of all-reduces alone.
     `worst` is the largest relative distance of a measured time from the fit, `n` how many were measured, on `workers`
     that shared `cores`.
     """
@@ -75,7 +77,7 @@ class RingFit:
         a, b = self.alpha, self.beta
         return [
             f"{self.cores} cores, one thread a worker; more workers than cores share them",
-            f"alpha {a.value * 1e6:.3g} us [{a.low * 1e6:.3g}, {a.high * 1e6:.3g}] a message, beta {b.value * 1e9:.3g} "
+            f"alpha {a.value * 1e3:.3g} ms [{a.low * 1e3:.3g}, {a.high * 1e3:.3g}] a message, beta {b.value * 1e9:.3g} "
             f"ns [{b.low * 1e9:.3g}, {b.high * 1e9:.3g}] a byte: fitted to {self.n} steps by `fabric bench workers`, "
             f"at most {self.worst:.0%} off",
         ]

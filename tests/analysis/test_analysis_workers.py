@@ -19,7 +19,7 @@ def timed(arm, workers, batch, step, *, work="w", engine="torch", trial=None, ex
     """A finished trial whose step took so many seconds."""
     metrics = {"tokens_per_second": batch * SEQ_LEN / step}
     if exposed is not None:
-        metrics["exposed_allreduce_fraction"] = exposed
+        metrics |= {"exposed_allreduce_fraction": exposed, "exposed_allreduce_seconds": exposed * step}
     ran = Ran(trial or f"{arm}-{workers}-{batch}", work, engine, workers, batch, SEQ_LEN)
     return row(arm, metrics=metrics, ran=ran, **changes)
 
@@ -64,6 +64,7 @@ def test_trials_are_averaged_and_those_without_a_word_left_out():
     (found,) = workers_rows([rows])
     assert (found.arm, found.n, found.step_seconds, found.strong) == ("a", 2, 5.0, None)
     assert found.exposed == pytest.approx(0.2)
+    assert found.exposed_seconds == pytest.approx((0.4 + 1.8) / 2)
 
 
 def test_trials_that_ran_alone_need_no_table():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from fabric.bench import bench
 from fabric.planning.machine_workers import remembered
 
@@ -25,3 +27,13 @@ def test_workers_are_measured_and_fitted(tmp_path, monkeypatch):
     assert found["gradient_bytes"]["width 64"] > 2 * found["gradient_bytes"]["width 32"]
     assert len(said) == 2
     assert remembered() is None, "a quick measurement is not kept"
+
+
+def test_a_rank_that_fails_says_why():
+    from fabric.bench.ranks import Ranks
+    from fabric.bench.training import OURS, Training, decoder
+
+    with Ranks(1, {"w": Training(OURS, "fp32", False, decoder(32, 1, 16, 64), 2, 16, 1)}) as ranks:
+        assert set(ranks.ask({"train": "w", "times": 1})) == {"seconds"}, "alone there is nothing to wait for"
+        with pytest.raises(KeyError, match="other"):
+            ranks.ask({"train": "other", "times": 1})
