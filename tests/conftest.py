@@ -25,19 +25,14 @@ _BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 if _BESIDE.is_dir():
     os.environ.setdefault("FABRIC_DATA", str(_BESIDE))
 
-# `make test` runs two lanes side by side (pytest-xdist): what starts Ray or waits for processes, and all the rest.
-_WAITING = ("runtime", "bench", "test_jobs.py", "test_data_ray.py")
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each test's lane; the run's one Ray is in one of them."""
-    here = Path(__file__).parent
+    """`make test` runs two lanes side by side (pytest-xdist): what starts Ray, and mostly waits for it, and the rest."""
     for item in items:
-        waits = any(part in _WAITING for part in item.path.relative_to(here).parts)
-        assert waits or not item.get_closest_marker("ray"), (
-            f"{item.nodeid} needs Ray: name its file in _WAITING"
-        )
-        item.add_marker(pytest.mark.xdist_group("waiting" if waits else "plain"))
+        uses_ray = "ray_session" in getattr(item, "fixturenames", ())
+        marked = item.get_closest_marker("ray") is not None
+        assert marked or not uses_ray, f"{item.nodeid} needs Ray: mark it so"
+        item.add_marker(pytest.mark.xdist_group("waiting" if marked else "plain"))
 
 
 @pytest.fixture(autouse=True)

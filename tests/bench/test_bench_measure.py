@@ -16,7 +16,7 @@ from fabric.bench.asha import agrees, rates
 from fabric.bench.measure import Figure, Measured, Sample, Setting, finish, in_turn, ratio
 
 IN_ONE_PROCESS = ["data"]
-AGAINST_OTHERS = ["generate", "memory", "step"]  # tested in files of their own
+AGAINST_OTHERS = ["generate", "memory", "step", "workers"]  # tested in files of their own
 WITH_RAY = [
     "asha",
     "bounded",
