@@ -27,7 +27,7 @@ if _BESIDE.is_dir():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`make test` runs two lanes side by side (pytest-xdist): what starts Ray, and mostly waits for it, and the rest."""
+    """`make test` runs two lanes side by side (pytest-xdist): what starts Ray, mostly waiting for it, and the rest."""
     for item in items:
         uses_ray = "ray_session" in getattr(item, "fixturenames", ())
         marked = item.get_closest_marker("ray") is not None
