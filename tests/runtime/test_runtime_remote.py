@@ -39,7 +39,7 @@ def machine(tmp_path: Path) -> Callable[[str], str]:
 
 @pytest.mark.slow
 def test_a_killed_sweep_on_s3_goes_on_and_ends_like_a_local_one(s3, machine, tmp_path, monkeypatch):
-    body, out = one_way(tmp_path, ARMS[:3]), located(s3.new())
+    body, out = one_way(tmp_path, ARMS[:2]), located(s3.new())
     whole = fabric.sweep(body, out=tmp_path / "whole", runner="inline")
     ledger, file = Ledger(), write_job(tmp_path, body)
     with sweeping(file, out, "--inline", FABRIC_CACHE=machine("first"), **s3.environment) as first:
