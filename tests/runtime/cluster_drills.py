@@ -2,7 +2,8 @@
 
 A head without CPUs and three nodes of one, a study of trials of two DeepSpeed workers, and one fault: kill -9 of a
 rank, of the Tune actor that holds the ranks, of a node's raylet, of the head, of the whole cluster, a rank frozen
-for longer than its group's patience, storage that is read-only for twenty seconds. Where the sweep ends, the same
+for longer than its group's patience, a node that is taken away with notice, storage that is read-only for twenty
+seconds. Where the sweep ends, the same
 command goes on, on a new cluster if need be. The final table must be that of an undisturbed run, bit for bit, and of no
 trial more may be lost than what was trained since its last checkpoint.
 """
@@ -91,6 +92,13 @@ def freeze_rank(run: Run) -> None:
     os.kill(run.processes("ray::RayTrainWorker")[-1], signal.SIGSTOP)
 
 
+def drain_node(run: Run) -> None:
+    """Notice that a node which trains is taken away in twenty seconds, and then it is."""
+    (_, pid) = running(run.sweep.store)[0]
+    node = next(n for n in range(1, 4) if pid in descendants(run.cluster.pids[n]))
+    run.cluster.drain(node, seconds=20)
+
+
 def read_only(run: Run) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(run.folder)], check=True)
     time.sleep(20)
@@ -104,6 +112,7 @@ FAULTS: dict[str, Callable[[Run], None]] = {
     "head": kill_head,
     "cluster": kill_cluster,
     "frozen": freeze_rank,
+    "drained": drain_node,
     "read-only": read_only,
 }
 
@@ -191,6 +200,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--steps", type=int, default=STEPS, help="of each trial")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no cluster stays behind
     failed = 0
     with tempfile.TemporaryDirectory(prefix="drills-") as temporary:
         parent = Path(temporary)
