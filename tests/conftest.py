@@ -26,6 +26,7 @@ if _BESIDE.is_dir():
     os.environ.setdefault("FABRIC_DATA", str(_BESIDE))
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the lanes in this hook too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`make test` runs two lanes side by side (pytest-xdist): what starts Ray, mostly waiting for it, and the rest."""
     for item in items:
