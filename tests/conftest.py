@@ -8,6 +8,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,30 @@ if _BESIDE.is_dir():
     os.environ.setdefault("FABRIC_DATA", str(_BESIDE))
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the lanes in this hook too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`make test` runs two lanes side by side (pytest-xdist): what starts Ray, mostly waiting for it, and the rest."""
+    """What uses the run's one Ray says so: its file then runs in the lane of Ray."""
     for item in items:
         uses_ray = "ray_session" in getattr(item, "fixturenames", ())
-        marked = item.get_closest_marker("ray") is not None
-        assert marked or not uses_ray, f"{item.nodeid} needs Ray: mark it so"
-        item.add_marker(pytest.mark.xdist_group("waiting" if marked else "plain"))
+        assert not uses_ray or item.get_closest_marker("ray"), f"{item.nodeid} needs Ray: mark it so"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`make test` runs two lanes side by side: files with tests that start Ray, mostly waiting for it, and the rest.
+
+    xdist's own groups are lost on pytest 9.2 (xdist 3.8.0 writes them into names that pytest no longer reads).
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    @cache
+    def lane(file: str) -> str:
+        return "ray" if "mark.ray" in (config.rootpath / file).read_text(encoding="utf-8") else "plain"
+
+    class Lanes(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return lane(nodeid.partition("::")[0])
+
+    return Lanes(config, log)
 
 
 @pytest.fixture(autouse=True)
