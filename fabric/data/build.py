@@ -42,8 +42,8 @@ def split_counts(index: Index) -> dict[str, dict[str, int]]:
 
 
 @dataclass(frozen=True)
-class Build:
-    """One building of a cache, in the folder `temp`, or the rest of one that was killed there."""
+class Preparation:
+    """What a corpus is prepared from, in the folder `temp`."""
 
     config: DataConfig
     root: Path
@@ -52,6 +52,10 @@ class Build:
     key: str
     temp: Path
     progress: Progress
+
+
+class Build(Preparation):
+    """One building of a cache, or the rest of one that was killed."""
 
     def run(self, backend: str, n_blocks: int | None) -> None:
         """Index, split, make the tokenizer, tokenise, place, write the manifest last."""

@@ -10,14 +10,13 @@ of held-out texts that were published.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fabric.data.blocks import batches
-from fabric.data.build import Progress, write_manifest
+from fabric.data.build import Preparation, write_manifest
 from fabric.data.config import DataConfig, StreamConfig
 from fabric.data.corpus import SPLITS, CorpusError, Source
 from fabric.data.disk import sha256_of, write_atomic
@@ -57,17 +56,8 @@ def stream_key(config: DataConfig, identities: list[dict[str, Any]], root: Path)
     )
 
 
-@dataclass(frozen=True)
-class StreamBuild:
-    """One preparation of a stream, in the folder `temp`."""
-
-    config: DataConfig
-    root: Path
-    sources: list[Source]
-    identities: list[dict[str, Any]]
-    key: str
-    temp: Path
-    progress: Progress
+class StreamBuild(Preparation):
+    """One preparation of a stream."""
 
     @property
     def stream(self) -> StreamConfig:

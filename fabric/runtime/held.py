@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
+import ray
 from ray._raylet import PlacementGroupID
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.core.generated import gcs_pb2
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 TUNES = "__tune_"  # how Tune names its own
 
@@ -16,7 +19,22 @@ def give_back(placement_group: str) -> None:
         remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(placement_group))))
 
 
-class Held:
+def held_by_groups() -> list[str]:
+    """The placement groups of this driver's job that are not Tune's own; a cluster may hold other jobs' too."""
+    state: Any = ray._private.state.state
+    messages: Any = gcs_pb2
+    job, kind = ray.get_runtime_context().get_job_id(), messages.PlacementGroupTableData
+    groups = [kind.FromString(data) for data in state._connect_and_get_accessor().get_placement_group_table()]
+    return [
+        group.placement_group_id.hex()
+        for group in groups
+        if group.creator_job_id.hex() == job
+        and group.state != kind.REMOVED
+        and not group.name.startswith(TUNES)
+    ]
+
+
+class GroupsHold:
     """What the worker groups of a run's trials hold, by Tune's id of the trial each last worked for."""
 
     def __init__(self) -> None:
@@ -34,16 +52,11 @@ class Held:
         if (held := self._by_trial.pop(tune_id, None)) is not None:
             give_back(held)
         elif not others:
-            self._give_back_unknown()
+            with contextlib.suppress(Exception):  # all of Ray is gone
+                for unknown in held_by_groups():
+                    give_back(unknown)
 
     def all(self) -> None:
         """The run is over."""
         for held in self._by_trial.values():
             give_back(held)
-
-    @staticmethod
-    def _give_back_unknown() -> None:
-        with contextlib.suppress(Exception):
-            for name, group in placement_group_table().items():
-                if group["state"] != "REMOVED" and not group["name"].startswith(TUNES):
-                    give_back(name)

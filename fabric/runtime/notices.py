@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Collection
 
 import ray
@@ -22,7 +23,7 @@ class _Watch:
         while True:
             with contextlib.suppress(Exception):  # a head that is away for a moment
                 self._leaving = frozenset(ray._private.state.state.get_draining_nodes())
-            threading.Event().wait(LOOK_EVERY)
+            time.sleep(LOOK_EVERY)
 
     def __contains__(self, node: str) -> bool:
         return node in self._leaving

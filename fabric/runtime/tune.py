@@ -27,7 +27,7 @@ from fabric.runtime.connect import (
     lost_processes,
     source_hash,
 )
-from fabric.runtime.held import Held
+from fabric.runtime.held import GroupsHold
 from fabric.runtime.ranks import HELD_BY
 from fabric.runtime.signals import clean_stop
 from fabric.runtime.worker import fabric_trial
@@ -49,7 +49,7 @@ class Bridge:
         self.study, self.slots, self.progress = study, slots, progress
         self.caches, self.settings = caches, {**settings, "cache": str(caches.root)}
         self.tasks: dict[str, Task] = {}
-        self.held = Held()
+        self.held = GroupsHold()
         self.interrupted = False
         self.preparing = False
         self.problem: OSError | ValueError | None = None  # why no trial can go on
