@@ -28,7 +28,7 @@ if _BESIDE.is_dir():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What uses the run's one Ray says so: its file then runs in the lane of Ray."""
+    """What uses the run's one Ray says so: its file then runs where Ray is."""
     for item in items:
         uses_ray = "ray_session" in getattr(item, "fixturenames", ())
         assert not uses_ray or item.get_closest_marker("ray"), f"{item.nodeid} needs Ray: mark it so"
@@ -36,21 +36,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`make test` runs two lanes side by side: files with tests that start Ray, mostly waiting for it, and the rest.
+    """`make test` runs two workers: one gets all files with tests that start Ray, and so the run's one Ray, for which
+    it mostly waits; the other begins with the rest, file by file, and both end with it.
 
     xdist's own groups are lost on pytest 9.2 (xdist 3.8.0 writes them into names that pytest no longer reads).
     """
     from xdist.scheduler import LoadScopeScheduling
 
     @cache
-    def lane(file: str) -> str:
-        return "ray" if "mark.ray" in (config.rootpath / file).read_text(encoding="utf-8") else "plain"
+    def together(file: str) -> str:
+        return "ray" if "mark.ray" in (config.rootpath / file).read_text(encoding="utf-8") else file
 
-    class Lanes(LoadScopeScheduling):
+    class Files(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return lane(nodeid.partition("::")[0])
+            return together(nodeid.partition("::")[0])
 
-    return Lanes(config, log)
+    return Files(config, log)
 
 
 @pytest.fixture(autouse=True)
