@@ -14,6 +14,7 @@ from fabric.evaluate.config import EvaluateConfig
 from fabric.job.schema import SelectConfig
 from fabric.planning.tasks import headline
 from fabric.store import Store, TrialRecord, Url, driver_lives, located
+from fabric.train.directive import PREEMPTED
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def status(folder: str | Path | Url) -> list[TrialStatus]:
             continue
         reason = last.reason or {}
         state: Any = last.state
-        left = state == "stopped" and reason.get("kind") in ("interrupted", "paused")
+        left = state == "stopped" and reason.get("kind") in ("interrupted", "paused", PREEMPTED)
         if left or (state == "running" and not alive):
             state = "interrupted"
         if state in ("running", "interrupted") and (stop := _stopped_at(record, last.step)):

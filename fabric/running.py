@@ -14,10 +14,10 @@ from fabric.job.units import human_count
 from fabric.planning.expand import Arm, arms_of_phase, arms_of_search, nuisance_points
 from fabric.planning.match import matched_configuration
 from fabric.planning.trial import RanksConfig, TrialSpec
-from fabric.runtime.signals import interruptible
+from fabric.runtime.signals import interruptible, noted
 from fabric.store import Store, Url, located, share
 from fabric.sweeping import JobSource, cache_root, out_root
-from fabric.train.directive import Continue, Directive
+from fabric.train.directive import PREEMPTED, Continue, Directive
 from models.parts import nearest
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def run(
 
     `arm` is an arm's name (of any phase, on the job's base); None is the base itself. The record goes to the same
     store as a sweep's, so a later sweep takes the trial over. Raises JobError for an unknown arm, and
-    KeyboardInterrupt on Ctrl-C or SIGTERM; the same call then goes on where it stopped.
+    KeyboardInterrupt on Ctrl-C or SIGTERM, after the step's checkpoint; the same call then goes on where it stopped.
     """
     with interruptible():
         loaded = load_job(job, scale, overrides, cache_root(out))
@@ -97,7 +97,10 @@ def _run(
         return Continue()
 
     weights = None if spec.weights is None else weights_file(cache_root(out), spec.weights)
-    outcome = train(spec, record, cache, report=report, weights=weights, group=group)
+    with noted() as leaving:
+        outcome = train(spec, record, cache, report=report, weights=weights, group=group, leaving=leaving)
+    if outcome.reason.get("kind") == PREEMPTED:
+        raise KeyboardInterrupt
     return {"id": spec.id, "state": outcome.state, "reason": outcome.reason, **(outcome.final or {})}
 
 

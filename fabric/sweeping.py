@@ -240,9 +240,14 @@ def _with_tune(
     with cluster(address, here, gpu_count() if gpus else 0) as resources:
         slots = slots_for(study, resources if address else None)
         progress.attach(study, slots.slots)
+
+        def recount(resources: Mapping[str, float]) -> int:
+            return slots_for(study, resources).slots
+
         finished = run_study(
             study,
             slots=slots.slots,
+            recount=recount if address else None,
             cpus=slots.threads,
             gpus=gpus,
             root=root,

@@ -215,7 +215,8 @@ class ResourcesConfig(RanksConfig):
     """What a trial is given. `auto`: one CPU a worker, as many trials at once as CPUs, GPUs and memory allow.
 
     `data_cpus` are left to Ray Data beside all trials; `auto`: one where a trial reads a stream, else none. `cluster`
-    describes the GPUs that `fabric plan` predicts for; nothing else reads it.
+    describes the GPUs that `fabric plan` predicts for; nothing else reads it. `max_concurrent` is how many trials run
+    at once at most; a joined cluster is given so many even where it has no room, so that its autoscaler sees them wait.
     """
 
     cpus_per_worker: int | Literal["auto"] = "auto"

@@ -67,9 +67,9 @@ def concurrency(
     """The number of trials at once: the tightest of CPUs, GPUs, memory, the job's own limit and
     the trials there are (None: not known yet).
 
-    `cpus` and `gpus` are a cluster's; without them this machine's are taken (memory is looked at only then).
-    `data_cpus` are left to Ray Data.
-    Raises ValueError when not even one trial fits.
+    `cpus` and `gpus` are a cluster's; without them this machine's are taken (memory is looked at only then). On a
+    cluster the job's own limit is also what it is asked for: it may grow when trials wait. `data_cpus` are left to Ray
+    Data. Raises ValueError when not even one trial fits.
     """
     here = cpus is None
     cpus = cpus if cpus is not None else cpu_count()
@@ -92,6 +92,11 @@ def concurrency(
     if n_trials is not None:
         limits[f"{n_trials} trials"] = max(1, n_trials)
     limit, slots = min(limits.items(), key=lambda item: item[1])
+    if resources.max_concurrent and not here:
+        asked = min(resources.max_concurrent, max(1, n_trials or resources.max_concurrent))
+        if slots < asked:
+            slots, limit = asked, f"resources.max_concurrent, where the cluster grows; it has {limit}"
     if slots < 1:
-        raise ValueError(f"no trial fits: {limit}; give each less, or use a larger machine")
+        grows = "" if here else ", or set resources.max_concurrent if the cluster grows when trials wait"
+        raise ValueError(f"no trial fits: {limit}; give each less, or use a larger machine{grows}")
     return Concurrency(slots, threads, limit)

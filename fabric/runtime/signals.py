@@ -68,6 +68,19 @@ def handlers_kept() -> Iterator[None]:
 
 
 @contextmanager
+def noted() -> Iterator[Callable[[], bool]]:
+    """Inside `interruptible`: the block's first signal raises nothing; what is yielded says whether it came."""
+    asked: list[bool] = []
+    if _current is not None and threading.current_thread() is threading.main_thread():
+        _current.softly = lambda: asked.append(True)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        if _current is not None:
+            _current.softly = None
+
+
+@contextmanager
 def clean_stop(interrupt: Callable[[], None]) -> Iterator[None]:
     """In the block, which runs Tune, the first signal ends the run cleanly instead of raising.
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fabric.job.load import load_job
+from fabric.runtime.auth import settle
 from fabric.runtime.connect import ENVIRONMENT, PACKAGES, package_folder
 
 
@@ -31,6 +32,7 @@ def submit(
 
     overrides = list(overrides)
     load_job(job, scale, overrides)
+    settle(address)
     client = JobSubmissionClient(address)
     command = ["python", "-P", "-m", "fabric.cli", "sweep", "job.yaml", "--address", "auto", "--out", out]
     command += ["--scale", scale] if scale else []

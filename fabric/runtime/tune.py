@@ -6,7 +6,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from fabric.sweeping import Caches, Progress, task_body, tune_folder
 SECONDS_TO_STOP = (
     2  # before Tune kills an actor that still trains when the sweep is interrupted (its default: 10)
 )
+RECOUNT_EVERY = 10.0  # seconds between looks at how much room a joined cluster has
+Recount = Callable[[Mapping[str, float]], int]  # trials at once by a cluster's resources; ValueError for none
 NODE_LOST = re.compile(r"node has died|node was terminated|node .*preempted", re.IGNORECASE)
 
 
@@ -44,9 +47,16 @@ class Bridge:
     """Between Tune's trial ids and the study's tasks; every Tune callback ends here, each ending once."""
 
     def __init__(
-        self, study: Study, slots: int, progress: Progress, caches: Caches, settings: dict[str, Any]
+        self,
+        study: Study,
+        slots: int,
+        progress: Progress,
+        caches: Caches,
+        settings: dict[str, Any],
+        recount: Recount | None = None,
     ) -> None:
         self.study, self.slots, self.progress = study, slots, progress
+        self._recount, self._counted = recount, time.monotonic()
         self.caches, self.settings = caches, {**settings, "cache": str(caches.root)}
         self.tasks: dict[str, Task] = {}
         self.held = GroupsHold()
@@ -90,6 +100,7 @@ class Bridge:
 
     def _next_config(self, tune_id: str) -> dict[str, Any] | str | None:
         if len(self.tasks) >= self.slots:
+            self._look_for_room()
             return None
         task = self.study.next_task()
         if isinstance(task, str):
@@ -109,6 +120,14 @@ class Bridge:
         self.tasks[tune_id] = task
         self.progress.started(task)
         return config
+
+    def _look_for_room(self) -> None:
+        """More trials at once where nodes have joined; fewer need no word, they wait."""
+        now = time.monotonic()
+        if self._recount is not None and now - self._counted > RECOUNT_EVERY:
+            self._counted = now
+            with contextlib.suppress(ValueError):  # nodes are away
+                self.slots = max(self.slots, self._recount(ray.cluster_resources()))
 
     def _config(self, task: Task) -> dict[str, Any]:
         """Axes as plain columns for Tune's own tools, our task under one key."""
@@ -208,14 +227,15 @@ class RungScheduler(FIFOScheduler):
     def __init__(self, bridge: Bridge) -> None:
         super().__init__()
         self.bridge = bridge
-        self._has_begun = False
+        self._kept = 0
 
     def on_trial_add(self, tune_controller: TuneController, trial: TuneTrial) -> None:
         super().on_trial_add(tune_controller, trial)
-        if not self._has_begun:
-            self._has_begun = True
-            _keep_actors(tune_controller, trial, self.bridge.slots)
+        if not self._kept:
             _use_preloaded_workers(tune_controller, trial)
+        if self.bridge.slots > self._kept:
+            _keep_actors(tune_controller, trial, self.bridge.slots - self._kept)
+            self._kept = self.bridge.slots
         # Actors that end by themselves are not killed before; this is for those in mid-training at an interrupt.
         tune_controller._actor_force_cleanup_timeout = SECONDS_TO_STOP
 
@@ -227,7 +247,7 @@ class RungScheduler(FIFOScheduler):
 
 
 def _keep_actors(controller: TuneController, trial: TuneTrial, n: int) -> None:
-    """Let as many idle actors live as trials may run at once, while a phase waits for its last ones.
+    """Let `n` more idle actors live, as many as trials may run at once, while a phase waits for its last ones.
 
     Tune would keep one and end the others. A new one takes seconds to start, and is dropped again when the trial that
     waits for it finds a warm one first: short trials would run one after the other from then on.
@@ -305,16 +325,19 @@ def run_study(
     root: Place,
     progress: Progress,
     caches: Caches,
+    recount: Recount | None = None,
     trainable: Callable[[dict[str, Any]], None] = fabric_trial,
 ) -> bool:
     """Run a study to its end inside an initialised Ray; False when it was interrupted.
 
-    `trainable` does a task inside a worker. Raises StoreUnavailableError when nothing more can be recorded,
-    SourcesDifferError when a worker runs other code, ClusterLostError when Ray dies; the same call goes on later.
+    `recount` says how many trials a cluster that has grown takes at once; `trainable` does a task inside a worker.
+    Raises StoreUnavailableError when nothing more can be recorded, SourcesDifferError when a worker runs other code,
+    ClusterLostError when Ray dies; the same call goes on later.
     """
     folder = tune_folder(root)
     number = 1 + max((int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit()), default=0)
-    bridge = Bridge(study, slots, progress, caches, {"invocation": number, "source_hash": source_hash()})
+    settings = {"invocation": number, "source_hash": source_hash()}
+    bridge = Bridge(study, slots, progress, caches, settings, recount)
     resources: dict[str, float] = {"cpu": cpus, **({"gpu": gpus} if gpus else {})}
     if not study.job.config.resources.ranks.is_alone:
         # The actor only holds its worker group, which asks for what it needs itself; Ray wants some resource named.

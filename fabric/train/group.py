@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
 T = TypeVar("T")
+HEARD_EVERY = 0.5  # seconds, about, between two words of rank 0's about the time
 
 
 @dataclass(frozen=True)
@@ -53,3 +55,27 @@ class Group:
 
 
 ALONE = Group()
+
+
+class Pace:
+    """When the ranks ask rank 0 what its clock says: some times a second, since each asking is a message. Alone, after
+    every step.
+    """
+
+    def __init__(self, group: Group, clock: Callable[[], float]) -> None:
+        self._group, self._clock = group, clock
+        self._last, self._began = 0, clock()
+        self._steps = 1  # from one asking to the next
+
+    def told(self, step: int, value: Callable[[], T], otherwise: T) -> T:
+        """Rank 0's value after `step` when it is time to ask, else `otherwise`; the same on every rank."""
+        if self._group.world == 1:
+            return value()
+        if step < self._last + self._steps:
+            return otherwise
+        now = self._clock()
+        in_time = HEARD_EVERY * max(1, step - self._last) / max(now - self._began, 1e-6)
+        steps = max(1, min(2 * self._steps, int(in_time)))
+        answer, self._steps = self._group.told((value(), steps))
+        self._last, self._began = step, now
+        return answer

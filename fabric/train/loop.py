@@ -34,7 +34,7 @@ from fabric.train.directive import (
     never,
 )
 from fabric.train.engine import Engine
-from fabric.train.group import ALONE, Group
+from fabric.train.group import ALONE, Group, Pace
 from fabric.train.memory import is_out_of_memory
 from fabric.train.recorder import Recorder
 
@@ -170,7 +170,7 @@ class _Training:
         leaving: Leaving,
         read: Read | None,
     ) -> None:
-        self.group, self.leaving = group, leaving
+        self.group, self.leaving, self.pace = group, leaving, Pace(group, clock)
         self.trial, self.config, self.cache, self.report = trial, trial.train, cache, report
         self.attempt, self.recorder = attempt, Recorder(attempt, trial.train.checkpoint, clock)
         self.engine = Engine(trial, cache, weights, group, read)
@@ -231,15 +231,19 @@ class _Training:
         return self._keep_up(step)
 
     def _keep_up(self, step: int) -> Outcome | None:
-        checkpoint, beat, leaves = self.group.told((*self.recorder.due(step), self.leaving()))
+        by_steps = self.recorder.due_by_steps(step)
+        by_time, beat, leaves = self.pace.told(step, self._noticed, (False, False, False))
         if leaves:
             return self._obey(CheckpointAndExit({"kind": PREEMPTED}), {})
-        if checkpoint:
+        if by_steps or by_time:
             self._checkpoint()
         if beat:
             self.recorder.beat(step)
             gc.collect()
         return None
+
+    def _noticed(self) -> tuple[bool, bool, bool]:
+        return (*self.recorder.due_by_time(), self.leaving())
 
     def _checkpoint(self) -> None:
         """Rows, then the state they lead up to, unless it is on disk already or has diverged."""

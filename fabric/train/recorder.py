@@ -45,9 +45,12 @@ class Recorder:
         """Note that a checkpoint of `step` is on disk."""
         self.saved_step, self._saved = step, self.clock()
 
-    def due(self, step: int) -> tuple[bool, bool]:
-        """Whether a checkpoint and whether a heartbeat is due after `step`; reads the clock once."""
+    def due_by_steps(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step` by the number of steps."""
+        return self.config.every_steps is not None and step % self.config.every_steps == 0
+
+    def due_by_time(self) -> tuple[bool, bool]:
+        """Whether a checkpoint and whether a heartbeat is due by now; reads the clock once."""
         now = self.clock()
-        by_steps = self.config.every_steps is not None and step % self.config.every_steps == 0
-        by_time = self.config.every_seconds is not None and now - self._saved >= self.config.every_seconds
-        return by_steps or by_time, now - self._beat >= HEARTBEAT_SECONDS
+        checkpoint = self.config.every_seconds is not None and now - self._saved >= self.config.every_seconds
+        return checkpoint, now - self._beat >= HEARTBEAT_SECONDS

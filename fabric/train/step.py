@@ -86,7 +86,7 @@ class Stepper:
             return loss
         # Rows of all ranks are of one size, so buckets are the same; buffers (rotary tables) never change.
         return nn.parallel.DistributedDataParallel(
-            loss, broadcast_buffers=False, gradient_as_bucket_view=True
+            loss, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
 
     def _exchanges_after_backward(self) -> bool:

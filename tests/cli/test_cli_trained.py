@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from cli_kit import JOB, write_job
@@ -15,6 +16,10 @@ from cli_kit import JOB, write_job
 import fabric
 from fabric import trained
 from fabric.planning.trial import TrialSpec
+from fabric.results import status
+from fabric.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def a_llama(root):
@@ -214,7 +219,7 @@ def test_a_picture_of_unknown_ending_is_an_error_before_anything_is_written(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_says_so_and_goes_on(cli, tmp_path, number):
     job, out = write_job(tmp_path), tmp_path / "runs"
-    arguments = ["run", str(job), "--out", str(out), "--set", "train.tokens=600k"]
+    arguments = ["run", str(job), "--out", str(out), "--set", "train.tokens=200k"]
     command = [sys.executable, "-m", "fabric.cli", *arguments]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -226,9 +231,43 @@ def test_an_interrupted_run_says_so_and_goes_on(cli, tmp_path, number):
     assert running.returncode == 130, errors
     assert errors.splitlines()[-1] == f"interrupted; the same command goes on. Records: {out}"
     assert "Traceback" not in errors
+    left, record = interrupted(out)
     assert cli.json(*arguments, "--json")["state"] == "finished"
-    (attempts,) = out.glob("tiny/trials/*/attempts")
-    assert len(list(attempts.iterdir())) == 2
+    assert record.provenance(2)["resumed_step"] == left.step > 0, "nothing trained is lost"
+
+
+def interrupted(out):
+    """What the only trial's status says of its first attempt, and its record."""
+    store = Store(out / "tiny")
+    (trial,) = store.trial_ids()
+    record = store.trial(trial)
+    assert record.attempt_numbers() == [1]
+    (said,) = status(out / "tiny")
+    assert said.state == "interrupted"
+    return record.status(), record
+
+
+def test_torchrun_trains_the_same_on_two_ranks_and_a_signal_costs_nothing(tmp_path):
+    job = write_job(tmp_path, JOB + "resources: {workers: 2, engine: deepspeed, zero_stage: 2}\n")
+    out, tokens = tmp_path / "runs", "train.tokens=200k"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command += ["-m", "fabric.train", str(job), "--out", str(out), "--set", tokens]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("tiny/trials/*/attempts/1/metrics*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.terminate()
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode != 0, errors
+    left, record = interrupted(out)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "finished: val_loss" in done.stdout
+    assert record.provenance(2)["resumed_step"] == left.step > 0
+    assert record.provenance(2)["ranks"] == {"world": 2, "engine": "deepspeed", "zero_stage": 2}
+    alone = fabric.run(job, overrides=[tokens], out=tmp_path / "alone")
+    assert record.status().final["val_loss"] == pytest.approx(alone["val_loss"], abs=5e-6)
 
 
 def test_an_error_about_the_corpus_names_the_job_s_line(cli, tmp_path):

@@ -78,10 +78,19 @@ def left_behind(address: str) -> list[str]:
 
 
 class Nodes:
-    """A head, without CPUs unless it is alone, and nodes of one CPU each; every one a `ray start --block`."""
+    """A head, without CPUs unless it is alone, and nodes of one CPU each; every one a `ray start --block`.
+
+    With a `growth`, Ray's autoscaler starts up to so many further nodes of one CPU when something waits for one.
+    """
 
     def __init__(
-        self, n_nodes: int, *, head_cpus: int = 0, dashboard: int | None = None, **environment: str
+        self,
+        n_nodes: int,
+        *,
+        head_cpus: int = 0,
+        dashboard: int | None = None,
+        growth: int = 0,
+        **environment: str,
     ) -> None:
         self.port, self.folder = free_port(), tempfile.mkdtemp(prefix="fray")
         self.environment = {**QUICK, **environment}
@@ -92,6 +101,9 @@ class Nodes:
         arguments += ["--node-ip-address=127.0.0.1"]
         arguments += [f"--ray-client-server-port={free_port()}", "--object-store-memory=100000000"]
         arguments += [f"--dashboard-port={dashboard}"] if dashboard else ["--include-dashboard=false"]
+        if growth:
+            arguments.append(f"--autoscaling-config={self._autoscaling(growth)}")
+            self.environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
         self.processes: list[subprocess.Popen[bytes]] = []
         try:
             self._start(own, arguments)
@@ -109,6 +121,38 @@ class Nodes:
         arguments = [a for a in arguments if a != address]
         arguments += [f"--address={self.address}", "--node-ip-address=127.0.0.1", *NODE.split()]
         self._start(own, [*arguments, "--object-store-memory=100000000"])
+
+    def _autoscaling(self, growth: int) -> Path:
+        """Ray's provider of nodes that are processes of the head's machine."""
+        unused = ("setup_commands", "head_setup_commands", "worker_setup_commands", "initialization_commands")
+        lists = (*unused, "head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files")
+        config = {
+            "cluster_name": "growing",
+            "max_workers": growth,
+            "provider": {
+                "type": "fake_multinode",
+                "use_node_id_as_ip": True,
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+            },
+            "available_node_types": {
+                "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                "node": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": growth},
+            },
+            "head_node_type": "head",
+            "upscaling_speed": 1.0,
+            "idle_timeout_minutes": 1,
+            "auth": {},
+            "docker": {},
+            "file_mounts": {},
+            "rsync_exclude": [],
+            "rsync_filter": [],
+            "file_mounts_sync_continuously": False,
+            **{name: [] for name in lists},
+        }
+        file = Path(self.folder, "autoscaling.yaml")
+        file.write_text(yaml.safe_dump(config))
+        return file
 
     def _start(self, own: dict[str, str], arguments: list[str]) -> None:
         log = Path(self.folder, f"start-{time.monotonic_ns()}.txt")
@@ -128,6 +172,11 @@ class Nodes:
     def pids(self) -> list[int]:
         """Of every `ray start`."""
         return [p.pid for p in self.processes]
+
+    @property
+    def stands(self) -> bool:
+        """Whether its head lives."""
+        return self.processes[0].poll() is None
 
     def raylet(self, node: int) -> int:
         """The raylet of a node; 0 is the head."""

@@ -43,6 +43,17 @@ def test_ray_data_is_left_a_cpu(tmp_path):
         slots_for(study, {"CPU": 1.0})
     with pytest.raises(JobError, match="data_cpus=0 with data.stream: Ray Data would wait for ever"):
         load_job(streamed(tmp_path, data_cpus=0)).configure()
+    with pytest.raises(ValueError, match=r"set resources\.max_concurrent if the cluster grows"):
+        slots_for(study, {})
     two = load_job(streamed(tmp_path, data_cpus=2))
     study = new_study(two, out_root(two, tmp_path), tmp_path, dry=True)
     assert slots_for(study, {"CPU": 3.0}).slots == 1
+
+
+def test_a_cluster_that_grows_is_asked_for_as_many_trials_as_the_job_says(tmp_path):
+    grows = load_job(streamed(tmp_path, max_concurrent=2))
+    study = new_study(grows, out_root(grows, tmp_path), tmp_path, dry=True)
+    slots = slots_for(study, {})
+    assert slots.slots == 2
+    assert slots.limit.startswith("resources.max_concurrent, where the cluster grows; it has 0 CPUs")
+    assert slots_for(study, {"CPU": 9.0}).limit == "resources.max_concurrent"

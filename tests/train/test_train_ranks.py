@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import socket
-from pathlib import Path
-from typing import Any
+import shutil
 
 import pytest
-import torch
+from ranks_kit import Ranks, train
 from train_kit import make_cache, make_trial, write_text
 
 from fabric.data import DataConfig, prepare
-from fabric.planning.trial import TrialSpec
 from fabric.store import Store
-from fabric.train import loop
 from fabric.train.checkpoint import newest_checkpoint
-from fabric.train.directive import CheckpointAndExit, Continue
-from fabric.train.group import Group
 from fabric.train.meters import WARMUP_STEPS
 
 ENGINES = {
@@ -28,78 +20,16 @@ ENGINES = {
 }
 
 
-def rank_of_pair(rank: int, world: int, port: int, tasks: Any, answers: Any) -> None:
-    """One rank's process: runs what it is asked, as all ranks are, until it is told None."""
-    os.environ.update(DS_ACCELERATOR="cpu", RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
-    while (task := tasks.get()) is not None:
-        try:
-            answers.put((rank, train(*task, group=Group.here())))
-        except Exception as error:
-            answers.put((rank, error))
-    torch.distributed.destroy_process_group()
-
-
-def train(
-    body: str, store: Path, cache: Path, until: int | None = None, group: Group | None = None
-) -> list[tuple]:
-    """Train a trial, to its end or to the report at step `until`; its rows as (step, loss, norm, hash, val_loss)."""
-    from fabric.data import TokenCache
-
-    trial = TrialSpec.model_validate_json(body)
-    record = Store(store).trial(trial.id)
-
-    def report(row: dict[str, Any]) -> Any:
-        return CheckpointAndExit() if row["step"] == until else Continue()
-
-    where = {} if group is None else {"group": group}
-    loop.run(trial, record, TokenCache.open(cache), report=report, **where)
-    return [
-        (r["step"], r["train_loss"], r["grad_norm"], r["data_hash"], r.get("val_loss"))
-        for r in record.metrics()
-    ]
-
-
-class Pair:
-    """Two ranks that live as long as the tests of this file."""
-
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "fabric.train.loop", "models.decoder"])
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.answers = context.Queue()
-        self.tasks = [context.Queue() for _ in range(2)]
-        self.processes = [
-            context.Process(target=rank_of_pair, args=(rank, 2, port, queue, self.answers), daemon=True)
-            for rank, queue in enumerate(self.tasks)
-        ]
-        for process in self.processes:
-            process.start()
-
-    def train(self, trial: TrialSpec, *where: Any) -> list[tuple]:
-        for queue in self.tasks:
-            queue.put((trial.model_dump_json(), *where))
-        found = dict(self.answers.get(timeout=120) for _ in self.tasks)
-        for answer in found.values():
-            if isinstance(answer, Exception):
-                raise answer
-        return found[0]
-
-    def end(self) -> None:
-        for queue in self.tasks:
-            queue.put(None)
-        for process in self.processes:
-            process.join(10)
-            process.kill()
+@pytest.fixture(scope="module")
+def pair():
+    found = Ranks(2)
+    yield found
+    found.end()
 
 
 @pytest.fixture(scope="module")
-def pair():
-    found = Pair()
+def four():
+    found = Ranks(4)
     yield found
     found.end()
 
@@ -135,6 +65,32 @@ def alone(cached, tmp_path_factory):
         )
         for precision in ("fp32", "bf16")
     }
+
+
+@pytest.fixture(scope="module")
+def fifty(cached, tmp_path_factory):
+    """The trial of fifty steps in one process."""
+    folder = tmp_path_factory.mktemp("fifty")
+    return train(trial_of(cached, workers=1, steps=50).model_dump_json(), folder, cached[1].path)
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_fifty_steps_are_those_of_one_process(request, cached, fifty, tmp_path, engine, workers):
+    ranks = request.getfixturevalue({2: "pair", 4: "four"}[workers])
+    found = ranks.train(trial_of(cached, engine, workers, steps=50), tmp_path, cached[1].path)
+    assert len(found) == 50
+    agree(found, fifty)
+
+
+@pytest.mark.parametrize("engine", ["torch", "zero2"])
+def test_a_checkpoint_of_four_goes_on_with_two_and_alone(pair, four, cached, alone, tmp_path, engine):
+    (middle,) = [r[0] for r in alone["fp32"] if r[4] is not None and r[0] < 20]
+    four.train(trial_of(cached, engine, 4), tmp_path / "a", cached[1].path, middle)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    agree(pair.train(trial_of(cached, "zero3"), tmp_path / "a", cached[1].path), alone["fp32"])
+    rows = train(trial_of(cached, workers=1).model_dump_json(), tmp_path / "b", cached[1].path)
+    agree(rows, alone["fp32"])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -223,12 +179,26 @@ def rows_read(record, rank):
     return found
 
 
+def a_stream(folder):
+    write_text(folder / "text.txt", n_documents=200)
+    stream = {"unit_bytes": 2048, "held_out_bytes": 2048}
+    data = DataConfig(corpus=str(folder / "text.txt"), seq_len=32, stream=stream)
+    return data, prepare(data, folder / "cache")
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_deepspeed_reads_a_stream_as_torchs_engine_does(pair, tmp_path, engine):
+    cached = a_stream(tmp_path)
+    wanted = pair.train(trial_of(cached), tmp_path / "a", cached[1].path)
+    agree(pair.train(trial_of(cached, engine), tmp_path / "b", cached[1].path), wanted)
+    logs = [[rows_read(Store(tmp_path / f).trial(trial_of(cached, e).id), rank) for rank in range(2)]
+            for f, e in (("a", "torch"), ("b", engine))]  # fmt: skip
+    assert logs[0] == logs[1]
+
+
 def test_two_ranks_of_a_stream_never_read_one_row_and_one_goes_on_where_both_were(pair, tmp_path):
     """After twenty steps every row of the first units is read once, whoever read it."""
-    write_text(tmp_path / "text.txt", n_documents=200)
-    stream = {"unit_bytes": 2048, "held_out_bytes": 2048}
-    data = DataConfig(corpus=str(tmp_path / "text.txt"), seq_len=32, stream=stream)
-    cached = data, prepare(data, tmp_path / "cache")
+    cached = a_stream(tmp_path)
     trial = trial_of(cached)
     rows = pair.train(trial, tmp_path / "a", cached[1].path, 10)
     record = Store(tmp_path / "a").trial(trial.id)
