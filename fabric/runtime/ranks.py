@@ -113,24 +113,6 @@ def rank_loop(config: dict[str, Any]) -> None:
             ray.get(mailbox.say.remote("done"))
 
 
-def _trainer(**settings: Any) -> Any:
-    """A `TorchTrainer` without the two processes that Ray Train starts beside every group.
-
-    Its watch of nodes that leave is ours (`notices`), and what a dead group held is given back by the driver: Ray
-    Train's cleaner asks a dashboard, and without one it stays for ever.
-    """
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-    from ray.train.v2.torch.torch_trainer import TorchTrainer
-
-    class Trainer(TorchTrainer):
-        def _create_default_callbacks(self) -> list[Any]:
-            found: list[Any] = super()._create_default_callbacks()
-            return [c for c in found if not isinstance(c, PlacementGroupCleanerCallback)]
-
-    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
-    return Trainer(rank_loop, **settings)
-
-
 class WorkerGroup:
     """A living group. Every method is called by the thread that runs the Tune function."""
 
@@ -147,14 +129,17 @@ class WorkerGroup:
         self.nodes: list[str] = up["nodes"]
 
     def _fit(self, config: dict[str, Any]) -> None:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig
+        from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+
+        from fabric.runtime.trainer import GroupTrainer
 
         workers, cpus, gpus, patience = self.shape
         os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience)
         storage = tempfile.TemporaryDirectory(prefix="fabric-ranks-", ignore_cleanup_errors=True)
         try:
-            _trainer(
+            GroupTrainer(
+                rank_loop,
                 train_loop_config=config,
                 torch_config=TorchConfig(
                     "nccl" if gpus else "gloo", timeout_s=round(patience + AFTER_PATIENCE)
