@@ -10,7 +10,7 @@ from ray._raylet import PlacementGroupID
 from ray.core.generated import gcs_pb2
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-TUNES = "__tune_"  # how Tune names its own
+TUNES = "node:__internal_head__"  # what only Tune's own placement groups of a run of worker groups ask for
 
 
 def give_back(placement_group: str) -> None:
@@ -30,7 +30,7 @@ def held_by_groups() -> list[str]:
         for group in groups
         if group.creator_job_id.hex() == job
         and group.state != kind.REMOVED
-        and not group.name.startswith(TUNES)
+        and not any(TUNES in bundle.unit_resources for bundle in group.bundles)
     ]
 
 

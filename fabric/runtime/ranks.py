@@ -198,7 +198,7 @@ class WorkerGroup:
                 self._thread.join(60)  # Ray Train hears what became of each rank
                 self.end()
                 if self._has_died:  # the others only saw their connections break
-                    raise GroupLostError(f"a rank of the worker group died; {what}")
+                    raise GroupLostError("a rank of the worker group died")
                 raise RuntimeError(what)
             assert kind in kinds, f"{kind}, not {kinds}"
             return kind, what

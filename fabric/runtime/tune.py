@@ -28,7 +28,7 @@ from fabric.runtime.connect import (
     lost_processes,
     source_hash,
 )
-from fabric.runtime.held import GroupsHold
+from fabric.runtime.held import TUNES, GroupsHold
 from fabric.runtime.ranks import HELD_BY
 from fabric.runtime.signals import clean_stop
 from fabric.runtime.worker import fabric_trial
@@ -341,7 +341,7 @@ def run_study(
     resources: dict[str, float] = {"cpu": cpus, **({"gpu": gpus} if gpus else {})}
     if not study.job.config.resources.ranks.is_alone:
         # The actor only holds its worker group, which asks for what it needs itself; Ray wants some resource named.
-        resources = {"cpu": 0, "node:__internal_head__": 0.001}
+        resources = {"cpu": 0, TUNES: 0.001}
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(

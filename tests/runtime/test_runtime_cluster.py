@@ -39,7 +39,9 @@ def trained_again(store: Store, folder: Path) -> Store:
     again, ranks = Store(folder.parent / "again"), Ranks(2)
     try:
         for name in store.trial_ids():
-            spec = TrialSpec.model_validate(store.trial(name).spec())
+            body = store.trial(name).spec()
+            again.trial(name).write_spec(body)
+            spec = TrialSpec.model_validate(body)
             ranks.train(spec, again.root, cache_root(folder) / "tokens" / spec.data_key)
     finally:
         ranks.end()

@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, placement_group_table
 
-from fabric.runtime.held import GroupsHold, held_by_groups
+from fabric.runtime.held import TUNES, GroupsHold, held_by_groups
 
 OTHER = """
 import sys, ray
@@ -30,7 +30,7 @@ def test_what_a_group_of_ours_held_is_found_and_nothing_else(ray_session):
         theirs = other.stdout.readline().strip()
         assert state(theirs) != "REMOVED"
         before = set(held_by_groups())
-        ours, tunes = placement_group([{"CPU": 0.5}]), placement_group([{"CPU": 0.5}], name="__tune_x")
+        ours, tunes = placement_group([{"CPU": 0.5}]), placement_group([{"CPU": 0, TUNES: 0.001}])
         assert set(held_by_groups()) - before == {ours.id.hex()}
         held = GroupsHold()
         held.lost("starting", others=True)
