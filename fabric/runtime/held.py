@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any
 
 import ray
@@ -10,53 +11,55 @@ from ray._raylet import PlacementGroupID
 from ray.core.generated import gcs_pb2
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-TUNES = "node:__internal_head__"  # what only Tune's own placement groups of a run of worker groups ask for
-
-
-def give_back(placement_group: str) -> None:
-    """Free what a worker group held, if it is still there."""
-    with contextlib.suppress(Exception):  # it, or all of Ray, is gone already
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(placement_group))))
-
-
-def held_by_groups() -> list[str]:
-    """The placement groups of this driver's job that are not Tune's own; a cluster may hold other jobs' too."""
-    state: Any = ray._private.state.state
-    messages: Any = gcs_pb2
-    job, kind = ray.get_runtime_context().get_job_id(), messages.PlacementGroupTableData
-    groups = [kind.FromString(data) for data in state._connect_and_get_accessor().get_placement_group_table()]
-    return [
-        group.placement_group_id.hex()
-        for group in groups
-        if group.creator_job_id.hex() == job
-        and group.state != kind.REMOVED
-        and not any(TUNES in bundle.unit_resources for bundle in group.bundles)
-    ]
+LOOK_EVERY = 1.0  # seconds
+DEAD_WITHIN = 10.0  # seconds, of Tune's actors after their run
 
 
 class GroupsHold:
-    """What the worker groups of a run's trials hold, by Tune's id of the trial each last worked for."""
+    """What the worker groups of this driver's trials hold: placement groups made by actors of its job.
+
+    Tune's own are made by the driver, and a cluster may hold other jobs'.
+    """
 
     def __init__(self) -> None:
-        self._by_trial: dict[str, str] = {}
+        self._before = frozenset(self._held())
+        self._looked = time.monotonic()
 
-    def note(self, tune_id: str, placement_group: str) -> None:
-        """A trial's group is up."""
-        self._by_trial[tune_id] = placement_group
+    def _held(self) -> dict[str, bool]:
+        """Placement groups by id, and whether the actor that made them is dead."""
+        state: Any = ray._private.state.state
+        messages: Any = gcs_pb2
+        job, kind = ray.get_runtime_context().get_job_id(), messages.PlacementGroupTableData
+        rows = state._connect_and_get_accessor().get_placement_group_table()
+        groups = [kind.FromString(row) for row in rows]
+        return {
+            group.placement_group_id.hex(): group.creator_actor_dead
+            for group in groups
+            if group.creator_job_id.hex() == job
+            and set(group.creator_actor_id) - {0xFF}  # not the driver
+            and group.state != kind.REMOVED
+        }
 
-    def lost(self, tune_id: str, others: bool) -> None:
-        """A trial ended in an error: its group, if it was up, is gone.
+    def look(self) -> None:
+        """Give back what the dead held; Ray is asked every second at most."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_EVERY:
+            return
+        self._looked = now
+        with contextlib.suppress(Exception):  # all of Ray is gone
+            self._give_back()
 
-        One that was still starting has told nobody what it holds; it is found where no other trials run.
-        """
-        if (held := self._by_trial.pop(tune_id, None)) is not None:
-            give_back(held)
-        elif not others:
-            with contextlib.suppress(Exception):  # all of Ray is gone
-                for unknown in held_by_groups():
-                    give_back(unknown)
+    def _give_back(self) -> bool:
+        """Whether somebody still holds something."""
+        held = {name: dead for name, dead in self._held().items() if name not in self._before}
+        for name, dead in held.items():
+            if dead:
+                remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(name))))
+        return not all(held.values())
 
-    def all(self) -> None:
-        """The run is over."""
-        for held in self._by_trial.values():
-            give_back(held)
+    def end(self) -> None:
+        """The run is over: its actors die now."""
+        deadline = time.monotonic() + DEAD_WITHIN
+        with contextlib.suppress(Exception):
+            while self._give_back() and time.monotonic() < deadline:
+                time.sleep(0.1)

@@ -24,7 +24,7 @@ from fabric.train.directive import Directive, PreemptedError, Report, Stop
 AFTER_PATIENCE = 60.0  # seconds: Ray Train notices a silent rank before torch.distributed gives up
 WAIT = 5.0  # seconds a rank 0, or the owner, waits at the mailbox before it looks around
 NODE_LOST_WITHIN = 10.0  # seconds: a node's death is known after that of its processes
-HELD_BY = "placement_group"  # the one value of a group's first report: what the driver gives back if it dies
+ROOM_WITHIN = 10**6  # seconds a group waits for its CPUs: a cluster may have to grow
 
 
 class Shape(NamedTuple):
@@ -92,8 +92,7 @@ def rank_loop(config: dict[str, Any]) -> None:
 
     nodes = group.gathered(here())
     if group.leads:
-        held: Any = ray.util.get_current_placement_group()
-        ray.get(mailbox.say.remote("up", {"placement_group": held.id.hex(), "nodes": nodes}))
+        ray.get(mailbox.say.remote("up", nodes))
     while True:
         task = group.told(ray.get(mailbox.take.remote()) if group.leads else None)
         if task == "end":
@@ -124,9 +123,7 @@ class WorkerGroup:
         config = {"mailbox": self._mailbox, "source_hash": source_hash}
         self._thread = threading.Thread(target=self._fit, args=(config,), daemon=True)
         self._thread.start()
-        _, up = self._hear("up")
-        self.placement_group: str = up["placement_group"]
-        self.nodes: list[str] = up["nodes"]
+        self.nodes: list[str] = self._hear("up")[1]
 
     def _fit(self, config: dict[str, Any]) -> None:
         from ray.train.torch import TorchConfig
@@ -136,6 +133,9 @@ class WorkerGroup:
 
         workers, cpus, gpus, patience = self.shape
         os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience)
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(ROOM_WITHIN)
+        # Who is to blame, and what is tried again, the trial's planner decides.
+        once = FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
         storage = tempfile.TemporaryDirectory(prefix="fabric-ranks-", ignore_cleanup_errors=True)
         try:
             GroupTrainer(
@@ -149,9 +149,7 @@ class WorkerGroup:
                     use_gpu=bool(gpus),
                     resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
                 ),
-                run_config=RunConfig(
-                    name="ranks", storage_path=storage.name, failure_config=FailureConfig(max_failures=0)
-                ),
+                run_config=RunConfig(name="ranks", storage_path=storage.name, failure_config=once),
             ).fit()
             self._ended = "it ended"
         except BaseException as error:
@@ -219,15 +217,12 @@ def perform_in_group(task: Mapping[str, Any], report: Report) -> None:
 
     Where a rank is lost, a trial that allows it goes on at once with fewer; the next trial begins with all again.
     """
-    from fabric.runtime.worker import report_to_tune
-
     spec = TrialSpec.model_validate_json(task["spec"])
     workers = spec.ranks.most
     while True:
         try:
             shape = Shape(workers, spec.threads, float(task["gpus"]), spec.ranks.patience_seconds)
             group = _group(shape, task["source_hash"])
-            report_to_tune({HELD_BY: group.placement_group})
             group.run(task, report)
             return
         except GroupLostError as lost:

@@ -28,8 +28,7 @@ from fabric.runtime.connect import (
     lost_processes,
     source_hash,
 )
-from fabric.runtime.held import TUNES, GroupsHold
-from fabric.runtime.ranks import HELD_BY
+from fabric.runtime.held import GroupsHold
 from fabric.runtime.signals import clean_stop
 from fabric.runtime.worker import fabric_trial
 from fabric.store import Place, StoreUnavailableError, told_when_full
@@ -59,7 +58,7 @@ class Bridge:
         self._recount, self._counted = recount, time.monotonic()
         self.caches, self.settings = caches, {**settings, "cache": str(caches.root)}
         self.tasks: dict[str, Task] = {}
-        self.held = GroupsHold()
+        self.held = None if study.job.config.resources.ranks.is_alone else GroupsHold()
         self.interrupted = False
         self.preparing = False
         self.problem: OSError | ValueError | None = None  # why no trial can go on
@@ -143,9 +142,6 @@ class Bridge:
 
     def reported(self, tune_id: str, row: dict[str, Any]) -> bool:
         """Whether the trial goes on."""
-        if HELD_BY in row:
-            self.held.note(tune_id, row[HELD_BY])
-            return True
         task = self.tasks.get(tune_id)
         if task is None or task.kind != "train" or self.over:
             return True
@@ -159,8 +155,6 @@ class Bridge:
         task = self.tasks.pop(tune_id, None)
         if task is None or self.over:
             return
-        if error is not None and not task.trial.spec.ranks.is_alone:
-            self.held.lost(tune_id, others=bool(self.tasks))
         if error is not None and (problem := _not_the_trial(error)):
             self.problem = problem
             return
@@ -284,6 +278,8 @@ class EndCallback(Callback):
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         _raise_if_lost()
         self.bridge.look_for_lost(trials)
+        if self.bridge.held is not None:
+            self.bridge.held.look()
         self.bridge.progress.tick()
 
 
@@ -341,7 +337,7 @@ def run_study(
     resources: dict[str, float] = {"cpu": cpus, **({"gpu": gpus} if gpus else {})}
     if not study.job.config.resources.ranks.is_alone:
         # The actor only holds its worker group, which asks for what it needs itself; Ray wants some resource named.
-        resources = {"cpu": 0, TUNES: 0.001}
+        resources = {"cpu": 0, "node:__internal_head__": 0.001}
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
@@ -371,7 +367,8 @@ def run_study(
         if bridge.problem is None:
             raise
     finally:
-        bridge.held.all()
+        if bridge.held is not None:
+            bridge.held.end()
     if bridge.problem is not None:
         raise bridge.problem
     return not bridge.interrupted

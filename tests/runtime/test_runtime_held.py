@@ -8,9 +8,9 @@ import time
 
 import pytest
 import ray
-from ray.util.placement_group import placement_group, placement_group_table
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
 
-from fabric.runtime.held import TUNES, GroupsHold, held_by_groups
+from fabric.runtime.held import GroupsHold
 
 OTHER = """
 import sys, ray
@@ -21,37 +21,47 @@ sys.stdin.read()
 """
 
 
+@ray.remote(num_cpus=0)
+class Holder:
+    """Holds a group, as Tune's actor does."""
+
+    def hold(self) -> PlacementGroup:
+        return placement_group([{"CPU": 0.5}])
+
+
+def holding() -> tuple[object, str]:
+    holder = Holder.remote()
+    return holder, ray.get(holder.hold.remote()).id.hex()
+
+
 @pytest.mark.ray
-def test_what_a_group_of_ours_held_is_found_and_nothing_else(ray_session):
+def test_what_dead_actors_of_this_run_held_is_given_back_and_nothing_else(ray_session):
     command = [sys.executable, "-c", OTHER, ray.get_runtime_context().gcs_address]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None
     try:
         theirs = other.stdout.readline().strip()
-        assert state(theirs) != "REMOVED"
-        before = set(held_by_groups())
-        ours, tunes = placement_group([{"CPU": 0.5}]), placement_group([{"CPU": 0, TUNES: 0.001}])
-        assert set(held_by_groups()) - before == {ours.id.hex()}
+        users_actor, users = holding()
         held = GroupsHold()
-        held.lost("starting", others=True)
-        assert state(ours.id.hex()) != "REMOVED", "another trial's group may be starting"
-        held.lost("starting", others=False)
-        assert gone(ours.id.hex())
-        assert state(tunes.id.hex()) != "REMOVED"
-        assert state(theirs) != "REMOVED"
-        held.note("trial", tunes.id.hex())
-        held.lost("trial", others=True)
-        assert gone(tunes.id.hex())
+        tunes = placement_group([{"CPU": 0.1}]).id.hex()
+        (dead, its), (living, goes_on) = holding(), holding()
+        ray.kill(dead)
+        ray.kill(users_actor)
+        deadline = time.monotonic() + 20
+        while state(its) != "REMOVED":
+            assert time.monotonic() < deadline
+            held.look()
+            time.sleep(0.1)
+        assert "REMOVED" not in [state(s) for s in (theirs, users, tunes, goes_on)]
+        ray.kill(living)
+        held.end()
+        assert state(goes_on) == "REMOVED"
+        assert "REMOVED" not in [state(s) for s in (theirs, users, tunes)]
+        for name in (users, tunes):
+            ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
     finally:
         other.communicate("")
 
 
 def state(placement_group: str) -> str:
     return str(placement_group_table()[placement_group]["state"])
-
-
-def gone(placement_group: str) -> bool:
-    deadline = time.monotonic() + 10
-    while state(placement_group) != "REMOVED" and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return state(placement_group) == "REMOVED"
