@@ -153,7 +153,7 @@ def on_clusters(folder: Path, file: Path, faults: Sequence[str], ledger: Ledger)
                 # Nodes that join later would take the workers' folder away: on one machine all share it.
                 cluster = stack.enter_context(nodes(3 + len({"raylet", "drained"}.intersection(left))))
             with sweeping(file, folder, "--address", cluster.address, **JOINED) as sweep:
-                while left and sweep.process.poll() is None:
+                while left and sweep.process.poll() is None and cluster.stands:
                     trial, pid = sweep.until(victim, 240)
                     ledger.look(sweep.store)
                     struck.add(trial)
