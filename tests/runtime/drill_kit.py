@@ -95,15 +95,15 @@ def job(
     }
 
 
-def two_phases(scheduler: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Attention, then norm placement; three rates each."""
+def two_phases(scheduler: dict[str, Any] | None = None, *lr: float) -> dict[str, Any]:
+    """Attention, then norm placement; three rates each, if no others are given."""
     arms = [{"name": "mha"}, {"name": "gqa", "set": GQA}]
     return {
         "mode": "phases",
         "seeds": 2,
         "tuning_seeds": 1,
         "scheduler": scheduler or FIFO,
-        "axes": [rates(1e-3, 3e-3, 1e-2)],
+        "axes": [rates(*(lr or (1e-3, 3e-3, 1e-2)))],
         "phases": [
             {"name": "attention", "axes": [{"arms": arms}]},
             {"name": "norm", "axes": [{"path": "model.norm_placement", "values": ["pre", "post"]}]},
