@@ -14,7 +14,7 @@ from fabric.planning.trial import TrialSpec
 from fabric.store import Store
 from fabric.train import loop
 from fabric.train.directive import CheckpointAndExit, Continue
-from fabric.train.group import Group
+from fabric.train.group import ALONE, Group
 
 
 def _rank(rank: int, world: int, port: int, tasks: Any, answers: Any) -> None:
@@ -32,9 +32,16 @@ def _rank(rank: int, world: int, port: int, tasks: Any, answers: Any) -> None:
 
 
 def train(
-    body: str, store: Path, cache: Path, until: int | None = None, group: Group | None = None
+    body: str,
+    store: Path,
+    cache: Path,
+    until: int | None = None,
+    leaver: int | None = None,
+    group: Group = ALONE,
 ) -> list[tuple]:
-    """Train a trial, to its end or to the report at step `until`; its rows as (step, loss, norm, hash, val_loss)."""
+    """Train a trial, to its end, to the report at step `until`, or to where a rank, the `leaver`, is taken away; its
+    rows as (step, loss, norm, hash, val_loss).
+    """
     from fabric.data import TokenCache
 
     trial = TrialSpec.model_validate_json(body)
@@ -43,8 +50,8 @@ def train(
     def report(row: dict[str, Any]) -> Any:
         return CheckpointAndExit() if row["step"] == until else Continue()
 
-    where = {} if group is None else {"group": group}
-    loop.run(trial, record, TokenCache.open(cache), report=report, **where)
+    leaving = group.rank == leaver
+    loop.run(trial, record, TokenCache.open(cache), report=report, leaving=lambda: leaving, group=group)
     return [
         (r["step"], r["train_loss"], r["grad_norm"], r["data_hash"], r.get("val_loss"))
         for r in record.metrics()

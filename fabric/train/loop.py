@@ -243,7 +243,8 @@ class _Training:
         return None
 
     def _noticed(self) -> tuple[bool, bool, bool]:
-        return (*self.recorder.due_by_time(), self.leaving())
+        """Whether a checkpoint and a heartbeat are due, and whether any rank is to leave."""
+        return (*self.recorder.due_by_time(), any(self.group.gathered(self.leaving())))
 
     def _checkpoint(self) -> None:
         """Rows, then the state they lead up to, unless it is on disk already or has diverged."""

@@ -163,6 +163,15 @@ def test_a_checkpoint_of_two_goes_on_alone_and_back(pair, cached, alone, tmp_pat
     agree(pair.train(trial, tmp_path / "b", cached[1].path), alone["fp32"])
 
 
+@pytest.mark.parametrize("leaver", [0, 1])
+def test_all_leave_with_a_checkpoint_when_one_is_taken_away(pair, cached, alone, tmp_path, leaver):
+    trial = trial_of(cached, "zero2")
+    pair.train(trial, tmp_path, cached[1].path, None, leaver)
+    left = Store(tmp_path).trial(trial.id).status()
+    assert (left.state, left.reason, left.step) == ("stopped", {"kind": "preempted"}, 1)
+    agree(pair.train(trial, tmp_path, cached[1].path), alone["fp32"])
+
+
 def rows_read(record, rank):
     """(position, row) of all rows that a rank has written down, in order."""
     found = []
