@@ -25,11 +25,17 @@ def submit(
 ) -> str:
     """Run `fabric sweep JOB` on the cluster whose dashboard is at `address` (http://…); the submission's id.
 
-    `out` is a folder that all of its nodes share. Raises JobError for a bad job before anything is sent,
-    ConnectionError where no job server answers; with `wait`, RuntimeError when the sweep fails there.
+    `out` is a folder that all of its nodes share. Raises JobError for a bad job before anything is sent, ValueError for
+    an address of another kind, ConnectionError where no job server answers; with `wait`, RuntimeError when the sweep
+    fails there.
     """
     from ray.job_submission import JobStatus, JobSubmissionClient
 
+    if not address.startswith(("http://", "https://")):
+        raise ValueError(
+            f"{address} is no job server: give the dashboard's address, like http://HOST:8265 (HOST:6379 is what "
+            "`fabric sweep --address` takes)"
+        )
     overrides = list(overrides)
     load_job(job, scale, overrides)
     settle(address)

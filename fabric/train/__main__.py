@@ -32,6 +32,8 @@ def main() -> int:
         torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
     group = Group.here() if is_started else None
     leads = group is None or group.leads
+    if group is not None:
+        group.gathered(None)  # one that ended while others still connect would look like a broken network
     try:
         final = run(
             options.job,

@@ -279,6 +279,19 @@ def test_torchrun_trains_the_same_on_two_ranks_and_a_signal_costs_nothing(tmp_pa
     assert found[-1][1] == pytest.approx(wanted[-1][1], abs=1e-2)
 
 
+def test_a_mistake_in_the_job_is_said_by_one_of_torchrun_s_ranks(tmp_path):
+    job = write_job(tmp_path, JOB.replace("d_model: 32", "d_model: x"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command += ["--log-dir", str(tmp_path / "logs"), "--redirects", "3", "-m", "fabric.train", str(job)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, capture_output=True, env=environment, timeout=120).returncode == 1
+    said = sorted(log.read_text() for log in (tmp_path / "logs").rglob("stderr.log"))
+    assert len(said) == 2
+    assert said[0] == ""
+    assert said[1].startswith(f"error: {job}:5: base.model.d_model = 'x'")
+    assert len(said[1].splitlines()) == 1
+
+
 def test_an_error_about_the_corpus_names_the_job_s_line(cli, tmp_path):
     job = write_job(tmp_path, JOB.replace("path: text.txt", "path: empty.txt"))
     (tmp_path / "empty.txt").write_text("")

@@ -134,6 +134,12 @@ def test_results_and_their_files(cli, swept, tmp_path):
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:6379", "ray://127.0.0.1:10001", "auto"])
+def test_submitting_to_what_is_no_job_server_is_an_error(cli, tmp_path, address):
+    cli("submit", write_job(tmp_path), "--address", address, code=2)
+    assert cli.err.startswith(f"error: {address} is no job server")
+
+
 def test_status(cli, swept):
     assert "4 finished" in cli("status", swept.root)
     found = cli.json("status", swept.root, "--json")

@@ -270,6 +270,12 @@ def test_a_changed_corpus_and_one_without_rows_are_told(folder, tmp_path):
         prepare(config, tmp_path / "cache")
 
 
+def test_an_empty_text_is_called_empty(tmp_path):
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(CorpusError, match=r"a\.txt is empty \(0 bytes\)"):
+        prepare(config_for(tmp_path / "a.txt"), tmp_path / "cache")
+
+
 def test_a_damaged_text_fails_the_reader_by_name(folder, tmp_path):
     root, _ = folder
     config = config_for(root, held_out_bytes=1024)
