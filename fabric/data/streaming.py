@@ -78,7 +78,9 @@ class StreamBuild(Preparation):
         if not units:
             raise CorpusError("the corpus has no training text: every file is of a published held-out split")
         if not any(i["bytes"] for i in self.identities):
-            raise CorpusError(f"{self.sources[0].path} is empty (0 bytes), and there is no other text: fill it")
+            raise CorpusError(
+                f"{self.sources[0].path} is empty (0 bytes), and there is no other text: fill it"
+            )
         np.save(self.temp / "units.npy", to_table(units))
         texts, known = self._held_out(units)
         np.save(self.temp / "held_out.npy", known)

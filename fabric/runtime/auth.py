@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,20 @@ def settle(address: str | None) -> None:
         raylet.Config.initialize("")  # it was read when Ray was imported
     if mode.lower() == "token" and not os.environ.get(TOKEN):
         _private_token(create=address is None)
+
+
+@contextlib.contextmanager
+def asked_for_token(address: str | None) -> Iterator[None]:
+    """Raises ConnectionError, with what to do, where the block's Ray has no token, or a wrong one."""
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        raise ConnectionError(
+            f"{address or 'Ray'} asks for a token ({str(error).splitlines()[0]}): put it into ~/.ray/auth_token, "
+            "or set RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN, and RAY_AUTH_MODE=token"
+        ) from None
 
 
 def _file() -> Path:

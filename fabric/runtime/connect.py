@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric.planning.machine import WORKER_MODULES
-from fabric.runtime.auth import settle
+from fabric.runtime.auth import asked_for_token, settle
 from fabric.runtime.signals import handlers_kept
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,7 +92,6 @@ def cluster(address: str | None, n_cpus: int, n_gpus: int = 0) -> Iterator[dict[
     as `py_modules` unless this process is itself a submitted job, whose environment is the job's.
     """
     import ray
-    from ray.exceptions import AuthenticationError
 
     joined = ray.is_initialized()
     for name, value in {**ENVIRONMENT, **({} if address or joined else OWN_CLUSTER)}.items():
@@ -102,13 +101,8 @@ def cluster(address: str | None, n_cpus: int, n_gpus: int = 0) -> Iterator[dict[
         _remove_abandoned()
         staged = tempfile.TemporaryDirectory(prefix=f"{STAGED}{os.getpid()}-", ignore_cleanup_errors=True)
         try:
-            with handlers_kept():
+            with handlers_kept(), asked_for_token(address):
                 _start(address, n_cpus, n_gpus, Path(staged.name))
-        except AuthenticationError as error:
-            raise ConnectionError(
-                f"{address or 'Ray'} asks for a token ({str(error).splitlines()[0]}): put it into ~/.ray/auth_token, "
-                "or set RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN, and RAY_AUTH_MODE=token"
-            ) from None
         except SystemExit as stopped:  # what Ray's own handler of SIGTERM makes of it
             raise KeyboardInterrupt from stopped
     for name in ("ray.tune", "ray.train"):

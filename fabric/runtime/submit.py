@@ -8,10 +8,14 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fabric.job.load import load_job
 from fabric.runtime.auth import settle
 from fabric.runtime.connect import ENVIRONMENT, PACKAGES, package_folder
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 
 def submit(
@@ -29,7 +33,7 @@ def submit(
     an address of another kind, ConnectionError where no job server answers; with `wait`, RuntimeError when the sweep
     fails there.
     """
-    from ray.job_submission import JobStatus, JobSubmissionClient
+    from ray.job_submission import JobSubmissionClient
 
     if not address.startswith(("http://", "https://")):
         raise ValueError(
@@ -39,10 +43,16 @@ def submit(
     overrides = list(overrides)
     load_job(job, scale, overrides)
     settle(address)
-    client = JobSubmissionClient(address)
     command = ["python", "-P", "-m", "fabric.cli", "sweep", "job.yaml", "--address", "auto", "--out", out]
     command += ["--scale", scale] if scale else []
     command += [part for override in overrides for part in ("--set", override)]
+    with asked_for_token(address):
+        return _submitted(JobSubmissionClient(address), job, command, wait)
+
+
+def _submitted(client: JobSubmissionClient, job: str | Path, command: list[str], wait: bool) -> str:
+    from ray.job_submission import JobStatus
+
     with tempfile.TemporaryDirectory(prefix="fabric-submit-") as folder:
         shutil.copyfile(job, Path(folder, "job.yaml"))
         submission: str = client.submit_job(

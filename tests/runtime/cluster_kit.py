@@ -103,7 +103,8 @@ class Nodes:
         arguments += [f"--dashboard-port={dashboard}"] if dashboard else ["--include-dashboard=false"]
         if growth:
             arguments.append(f"--autoscaling-config={self._autoscaling(growth)}")
-            self.environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+            fake = {"RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "0"}
+            self.environment |= {**fake, "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
         self.processes: list[subprocess.Popen[bytes]] = []
         try:
             self._start(own, arguments)
