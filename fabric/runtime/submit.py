@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fabric.job.load import load_job
-from fabric.runtime.auth import settle
+from fabric.runtime.auth import asked_for_token, settle
 from fabric.runtime.connect import ENVIRONMENT, PACKAGES, package_folder
 
 if TYPE_CHECKING:
