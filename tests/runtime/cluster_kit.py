@@ -132,6 +132,7 @@ class Nodes:
             "max_workers": growth,
             "provider": {
                 "type": "fake_multinode",
+                "gcs_address": self.address,
                 "use_node_id_as_ip": True,
                 "disable_node_updaters": True,
                 "disable_launch_config_check": True,
