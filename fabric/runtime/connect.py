@@ -140,7 +140,6 @@ def _start(address: str | None, n_cpus: int, n_gpus: int, staged: Path) -> None:
             }
             environment = {
                 "py_modules": [str(package_folder(p)) for p in PACKAGES],
-                "working_dir": str(staged),
                 "env_vars": own,
             }
             ray.init(address=address, runtime_env=environment, **quiet)
