@@ -155,7 +155,11 @@ def submit(
     from fabric.runtime.submit import submit as send
 
     assert address is not None
-    typer.echo(send(job, address, scale=scale, overrides=set_ or (), out=out, wait=wait))
+    try:
+        typer.echo(send(job, address, scale=scale, overrides=set_ or (), out=out, wait=wait))
+    except RuntimeError as failed:
+        typer.echo(f"error: {failed}", err=True)
+        raise typer.Exit(1) from None
 
 
 @app.command(rich_help_panel=STUDY)

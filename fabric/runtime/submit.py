@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import shutil
 import tempfile
@@ -43,6 +44,7 @@ def submit(
     overrides = list(overrides)
     load_job(job, scale, overrides)
     settle(address)
+    logging.getLogger("ray").setLevel(logging.ERROR)
     command = ["python", "-P", "-m", "fabric.cli", "sweep", "job.yaml", "--address", "auto", "--out", out]
     command += ["--scale", scale] if scale else []
     command += [part for override in overrides for part in ("--set", override)]

@@ -93,7 +93,8 @@ class Nodes:
         **environment: str,
     ) -> None:
         self.port, self.folder = free_port(), tempfile.mkdtemp(prefix="fray")
-        self.environment = {**QUICK, **environment}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        self.environment = {**QUICK, "PATH": path, **environment}
         self.address = f"127.0.0.1:{self.port}"
         own, arguments = start_command("head")
         arguments = [a for a in arguments if not a.startswith(("--port=", "--autoscaling-config="))]
