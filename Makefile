@@ -17,7 +17,7 @@ test: $(READY)
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
-# Signals, and a joined cluster that dies: whole sweeps, some minutes, best on an idle machine.
+# Signals, clusters that die, grow or ask for a token: whole sweeps, some minutes, best on an idle machine.
 drills: $(READY)
 	$(BIN)/python -m pytest -m drill tests/runtime
 
