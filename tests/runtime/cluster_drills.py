@@ -129,10 +129,10 @@ FAULTS: dict[str, Callable[[Run], None]] = {
 }
 
 
-def study(folder: Path, steps: int) -> dict[str, Any]:
-    """Two rates, then two seeds: four trials."""
+def study(folder: Path, steps: int, lr: Sequence[float] = RATES) -> dict[str, Any]:
+    """Two rates, then two seeds: four trials; with one rate, two."""
     search = {
-        "mode": "grid", "seeds": 2, "tuning_seeds": 1, "axes": [{"arms": [{"name": "mha"}]}, rates(*RATES)],
+        "mode": "grid", "seeds": 2, "tuning_seeds": 1, "axes": [{"arms": [{"name": "mha"}]}, rates(*lr)],
     }  # fmt: skip
     checkpoint = {"checkpoint": {"every_steps": EVERY}}
     return job(folder, steps=steps, search=search, resources=RESOURCES, train=checkpoint)

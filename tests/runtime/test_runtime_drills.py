@@ -237,7 +237,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_stops_the_sweep_and_loses_nothing(tmp_path, small_disk):
-    body = job(tmp_path, search=two_phases(FIFO, 3e-3))
+    body = job(tmp_path, search=two_phases(FIFO))
     file, ledger = write_job(tmp_path, body), Ledger()
     with sweeping(file, small_disk) as run:
         code = run.wait(120)
