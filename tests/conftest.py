@@ -27,30 +27,44 @@ if _BESIDE.is_dir():
     os.environ.setdefault("FABRIC_DATA", str(_BESIDE))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What uses the run's one Ray says so: its file then runs where Ray is."""
+def _lane(config: pytest.Config, file: str) -> str:
+    """Files whose tests use the run's one Ray are one scope, so that one process has it; every other file is its own."""
+    return "ray" if "ray_session" in _text(config.rootpath / file) else file
+
+
+@cache
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes long begins first: the run's one Ray, files with Ray of their own, files with slow tests."""
     for item in items:
         uses_ray = "ray_session" in getattr(item, "fixturenames", ())
         assert not uses_ray or item.get_closest_marker("ray"), f"{item.nodeid} needs Ray: mark it so"
 
+    def late(item: pytest.Item) -> tuple[bool, bool, bool]:
+        file, _, _ = item.nodeid.partition("::")
+        text = _text(config.rootpath / file)
+        return _lane(config, file) != "ray", "mark.ray" not in text, "mark.slow" not in text
+
+    items.sort(key=late)
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`make test` runs two workers: one gets all files with tests that start Ray, and so the run's one Ray, for which
-    it mostly waits; the other begins with the rest, file by file, and both end with it.
+    """`make test` runs two workers: one has the run's one Ray and every test that uses it, both share the rest, file
+    by file, in the order above.
 
     xdist's own groups are lost on pytest 9.2 (xdist 3.8.0 writes them into names that pytest no longer reads).
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    @cache
-    def together(file: str) -> str:
-        return "ray" if "mark.ray" in (config.rootpath / file).read_text(encoding="utf-8") else file
-
     class Files(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return together(nodeid.partition("::")[0])
+            return _lane(config, nodeid.partition("::")[0])
 
+    config.option.loadscopereorder = False  # by the number of tests, which says nothing of their time
     return Files(config, log)
 
 

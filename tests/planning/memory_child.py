@@ -30,7 +30,7 @@ def main(text: str, cache_folder: str, folder: str) -> None:
             "data": {**data, "seq_len": seq_len},
             "data_key": cache.key,
             "train": {
-                "tokens": 3 * batch_size * seq_len,
+                "tokens": 2 * batch_size * seq_len,
                 "batch_size": batch_size,
                 "precision": precision,
                 "optimizer": {"kind": "adamw", "lr": 1e-3},

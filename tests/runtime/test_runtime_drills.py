@@ -143,11 +143,14 @@ def test_plain_lines_where_there_is_no_terminal(killed):
         assert "WARNING" not in line, line
 
 
-def test_tunes_own_tools_read_our_metrics_and_axes(killed, ray_session):
+def test_tunes_own_tools_read_our_metrics_and_axes(killed):
+    import ray
     from ray.tune import ExperimentAnalysis
 
+    had_ray = ray.is_initialized()
     newest = max((killed.root / "tune").iterdir(), key=lambda p: int(p.name))
     frame = ExperimentAnalysis(str(newest)).dataframe()
+    assert ray.is_initialized() == had_ray, "reading starts no Ray"
     assert len(frame) > 0
     columns = {"val_loss", "train_loss", "tokens", "step", "seconds", "test_loss"}
     axes = {f"config/{name}" for name in ("phase", "arm", "seed", "lr", "point", "trial", "role", "kind")}
