@@ -28,7 +28,7 @@ if _BESIDE.is_dir():
 
 
 def _lane(config: pytest.Config, file: str) -> str:
-    """Files whose tests use the run's one Ray are one scope, so that one process has it; every other file is its own."""
+    """Files whose tests use the run's one Ray are one scope, so that one process has it."""
     return "ray" if "ray_session" in _text(config.rootpath / file) else file
 
 

@@ -23,6 +23,7 @@ def finite(found):
     return found["figures"]
 
 
+@pytest.mark.slow
 def test_generate_runs(tmp_path):
     found = bench("generate", repeats=1, out=tmp_path, quick=True, only=["fp32"])
     assert set(finite(found)) == {"fp32: ours over theirs"}
@@ -48,6 +49,7 @@ def test_errors_are_distances_from_fp32():
     assert 1e-4 < error(rounded, rounded, text) < 0.1
 
 
+@pytest.mark.slow
 def test_memory_runs(tmp_path):
     found = bench("memory", repeats=1, out=tmp_path, quick=True, only=["bf16"])
     sides = finite(found)["bf16: ours over theirs"]["sides"]
@@ -97,6 +99,7 @@ def test_the_cache_side_counts_what_the_inline_cache_has(ray_session, tmp_path):
     assert sum(s["n_documents"] for s in cache.manifest["splits"].values()) == n
 
 
+@pytest.mark.slow
 def test_the_map_side_runs(tmp_path):
     from fabric.bench.cache import make_tokenizer
     from fabric.bench.process import Child

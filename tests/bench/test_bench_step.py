@@ -66,6 +66,7 @@ def test_sides_that_disagree_raise():
         agreement({"ours fp32 eager": first, "ours fp32 compiled": {**first, "loss": [8.0, float("nan")]}})
 
 
+@pytest.mark.slow
 def test_quick_runs(tmp_path):
     lines: list[str] = []
     found = bench("step", repeats=2, out=tmp_path, quick=True, only=QUICK, progress=lines.append)
@@ -89,6 +90,7 @@ def test_quick_runs_with_the_compiler(tmp_path):
     assert all(warm[k]["median"] < cold[k]["median"] for k in warm)
 
 
+@pytest.mark.slow
 def test_a_profile_accounts_for_its_time(tmp_path):
     found = bench("step", out=tmp_path, quick=True, only=QUICK, profile=True)
     assert found["figures"] == {}

@@ -74,6 +74,7 @@ def test_an_exported_folder_exports_again_to_the_same_model(cli, exported, tmp_p
     assert ARMS[arm] in (again / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_export_prints_the_folder_and_nothing_else(trials, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "DS_ACCELERATOR"}
     command = [sys.executable, "-m", "fabric.cli", "export", str(trials["own"]), "--out", str(tmp_path / "o")]
@@ -158,6 +159,7 @@ def log_likelihood(trained, text, continuation):
     return float(scores.sum()), bool((logits.argmax(-1) == wanted).all())
 
 
+@pytest.mark.slow
 def test_lm_evaluation_harness_reads_the_folder_and_finds_our_likelihoods(exported, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))

@@ -216,6 +216,7 @@ def test_a_picture_of_unknown_ending_is_an_error_before_anything_is_written(
 # -- run -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_says_so_and_goes_on(cli, tmp_path, number):
     job, out = write_job(tmp_path), tmp_path / "runs"
@@ -247,6 +248,7 @@ def interrupted(out):
     return record.status(), record
 
 
+@pytest.mark.slow
 def test_torchrun_trains_the_same_on_two_ranks_and_a_signal_costs_nothing(tmp_path):
     job = write_job(tmp_path, JOB + "resources: {workers: 2, engine: deepspeed, zero_stage: 2}\n")
     out, sets = tmp_path / "runs", ["train.tokens=100k", "train.optimizer.lr=1e-3", "evaluate.times=20"]
@@ -277,6 +279,7 @@ def test_torchrun_trains_the_same_on_two_ranks_and_a_signal_costs_nothing(tmp_pa
     assert found[-1][1] == pytest.approx(wanted[-1][1], abs=1e-2)
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_job_is_said_by_one_of_torchrun_s_ranks(tmp_path):
     job = write_job(tmp_path, JOB.replace("d_model: 32", "d_model: x"))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]

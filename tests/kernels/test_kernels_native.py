@@ -324,6 +324,7 @@ def cache(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_it_is_built_once_into_the_cache_folder_and_found_again(cache):
     (built,) = (cache / "kernels").iterdir()
     before = built.stat().st_mtime_ns
@@ -362,6 +363,7 @@ def test_a_damaged_library_is_not_loaded_but_built_anew(cache, tmp_path, monkeyp
     assert native._found_or_built(native._compiler()) == file
 
 
+@pytest.mark.slow
 def test_a_damaged_library_is_replaced_without_a_word(cache):
     (file,) = (cache / "kernels").iterdir()
     file.write_bytes(file.read_bytes()[:20000])

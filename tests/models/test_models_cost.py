@@ -173,7 +173,10 @@ def kept_by_torch(config, batch, seq_len):
 
 
 def assert_kept(config, batch, seq_len):
-    kept, more = kept_for_backward(build(config), ids_of(batch, seq_len)), kept_by_torch(config, batch, seq_len)
+    kept, more = (
+        kept_for_backward(build(config), ids_of(batch, seq_len)),
+        kept_by_torch(config, batch, seq_len),
+    )
     ours = saved_bytes(config, batch, seq_len)
     assert kept > ours if more is None else kept == ours + more
 

@@ -192,6 +192,7 @@ def test_names_written_beside_the_architecture_must_agree_with_it(tmp_path):
         FabricConfig.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_importing_hf_registers_it_and_training_does_not_import_hf():
     code = (
         "import sys, fabric.runtime.worker, models.decoder\n"

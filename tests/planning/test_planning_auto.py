@@ -54,6 +54,7 @@ def test_compiling_is_for_runs_that_win_back_its_time(speeds, tokens, own_kernel
     assert train_of(compile=True, tokens=10**4).compile is True
 
 
+@pytest.mark.slow
 def test_the_measurement_is_kept_for_the_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("FABRIC_CACHE", str(tmp_path))
     machine_speed.products.cache_clear()

@@ -62,6 +62,7 @@ def peaks(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c)))
 def test_peak_memory_is_predicted_within_a_tenth(peaks, case):
     predicted, base, measured = peaks[case]

@@ -35,6 +35,7 @@ def test_a_test_split_that_cannot_be_read_is_reported(tmp_path):
     assert any("test split was not read" in w for w in again.warnings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", ["running", "stopped"])
 def test_a_rung_reached_before_the_driver_died_is_decided_by_the_next_one(tmp_path, said):
     """The worker had written its row and waited; the driver was killed, or interrupted, before it decided."""

@@ -189,6 +189,7 @@ def test_a_trained_bert_is_exported_and_reloads(prepared, store, tmp_path):
         generate(store.root, "the cat", tokens=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_it_learns(prepared, store, precision):
     """Far below the entropy of single characters: only the text around a hidden one can tell as much."""

@@ -193,9 +193,7 @@ def test_an_error_while_building_is_a_failure_too(prepared, store):
     assert store.trial(trial.id).status().state == FAILED
 
 
-@pytest.mark.parametrize(
-    ("lr", "why"), [(1e30, "is nan|is inf"), (5.0, "above the first step's .* 4 steps")]
-)
+@pytest.mark.parametrize(("lr", "why"), [(1e30, "is nan|is inf"), (5.0, "above the first step's .* 4 steps")])
 def test_divergence_is_a_result(prepared, store, lr, why):
     data, cache = prepared
     trial = make_trial(

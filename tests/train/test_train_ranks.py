@@ -74,6 +74,7 @@ def fifty(cached, tmp_path_factory):
     return train(trial_of(cached, workers=1, steps=50).model_dump_json(), folder, cached[1].path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_fifty_steps_are_those_of_one_process(request, cached, fifty, tmp_path, engine, workers):
