@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fabric.data import DataConfig, TokenCache
-from fabric.data.corpus import at_home, neither, real_path
+from fabric.data.corpus import neither
 from fabric.data.disk import canonical_json, remembered_sha256, sha256_of, write_atomic
 from fabric.job.document import Document, Path_
 from fabric.job.errors import explain
+from fabric.paths import real_path
+from kernels.folders import at_home
 from models.config import InitConfig, ModelConfig
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import Any, Literal, Self
 
 from pydantic import field_validator
 
-from fabric.data.corpus import CorpusError, Source, at_home, reading
+from fabric.data.corpus import CorpusError, Source, reading
 from fabric.data.rules import PROBE_BYTES, TextFiles, check_pattern, is_hidden_or_about, splits_of_names
+from kernels.folders import at_home
 
 MOST_ENTRIES = 200_000  # files and folders looked at in one corpus
 EVERYTHING = "**/*"
