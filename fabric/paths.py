@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from kernels.folders import at_home
@@ -22,3 +25,41 @@ def real_path(path: Path) -> Path:
     except ValueError as error:  # a NUL, or nobody's home
         raise ValueError(f"{shown} is no path: {error}") from None
     return found
+
+
+_ELSEWHERE: ContextVar[bool] = ContextVar("elsewhere", default=False)
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """Paths are another machine's while the block runs: a job is read here that is to run there."""
+    token = _ELSEWHERE.set(True)
+    try:
+        yield
+    finally:
+        _ELSEWHERE.reset(token)
+
+
+def there(path: Path) -> Path | None:
+    """A path as it is on the machine the job will run on; None where that is this one, and it can be looked at.
+
+    Raises ValueError for a relative path, which would be another one there.
+    """
+    if not _ELSEWHERE.get():
+        return None
+    if not path.is_absolute():
+        raise ValueError(
+            f"{str(path)!r} is relative, and nothing but the job file travels: give the absolute path that it has on "
+            "the cluster's nodes, or a URL"
+        )
+    return path
+
+
+def shared_by_nodes(out: str) -> str:
+    """Where a sweep on a cluster keeps its records. Raises ValueError for a folder that would go with the job's own."""
+    if "://" not in out and not Path(out).is_absolute():
+        raise ValueError(
+            f"--out {out}: on the cluster a relative folder is lost with the job's own; give an absolute one that all "
+            "nodes share, or an s3:// URL"
+        )
+    return out

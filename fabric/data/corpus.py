@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from fabric.paths import real_path
+from fabric.paths import real_path, there
 from kernels.folders import at_home
 from models.parts import Part
 
@@ -98,6 +98,8 @@ def find_path(path: Path, base_dir: Path) -> Path:
     Raises ValueError naming every place that was tried.
     """
     path = at_home(path)
+    if (found := there(path)) is not None:
+        return found
     tried = [path] if path.is_absolute() else [base_dir / path, Path.cwd() / path]
     for candidate in tried:
         if (found := real_path(candidate)).exists():

@@ -14,7 +14,7 @@ from fabric.job.document import Document, JobError, Mark, from_data, read_value,
 from fabric.job.errors import explain, unknown_keys, validate
 from fabric.job.schema import SECTIONS, BaseSection, JobConfig, base_path
 from fabric.job.start import Start, check_agreement, find_start
-from fabric.paths import real_path
+from fabric.paths import real_path, there
 from fabric.train.config import TrainConfig
 from fabric.train.objectives.base import ObjectiveConfig
 from kernels.folders import at_home, default_cache_root
@@ -245,6 +245,11 @@ def _evaluate_paths(evaluate: EvaluateConfig, folder: Path, base: Document) -> E
     pairs = evaluate.minimal_pairs
     if pairs is None:
         return evaluate
+    try:
+        if there(at_home(pairs)) is not None:
+            return evaluate
+    except ValueError as error:
+        raise explain(base, ("evaluate", "minimal_pairs"), str(error), ("base",)) from None
     places = [folder / at_home(pairs), at_home(pairs)]
     for place in places:
         if place.exists():

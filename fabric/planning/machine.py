@@ -80,10 +80,10 @@ def concurrency(
     workers, gpus_each = resources.most, resources.gpus_per_worker
     kept = f", {data_cpus} of them left to Ray Data" if data_cpus else ""
     each = {"CPU": float(threads)}
-    limits = {f"{_held(nodes, 'CPU')} at {threads * workers} a trial{kept}": _fitting(nodes, each, data_cpus)}
+    limits = {f"{_held(nodes, 'CPU')} at {threads * workers} a trial{kept}": fitting(nodes, each, data_cpus)}
     if gpus_each:
         words = f"{_held(nodes, 'GPU')} at {gpus_each * workers:g} a trial"
-        limits[words] = _fitting(nodes, {**each, "GPU": gpus_each}, data_cpus)
+        limits[words] = fitting(nodes, {**each, "GPU": gpus_each}, data_cpus)
     limits = {words: n // workers for words, n in limits.items()}
     if here and not gpus_each:
         free = int(free_memory() * MEMORY_SHARE)
@@ -114,7 +114,7 @@ def _held(nodes: Sequence[Mapping[str, float]], what: str) -> str:
     return f"{sum(amounts):g} {what}s{spread}"
 
 
-def _fitting(nodes: Sequence[Mapping[str, float]], each: Mapping[str, float], data_cpus: int) -> int:
+def fitting(nodes: Sequence[Mapping[str, float]], each: Mapping[str, float], data_cpus: int = 0) -> int:
     """Workers that fit, each whole on one node, beside `data_cpus` CPUs on any."""
     fits = [min(int(node.get(what, 0.0) / n + 1e-9) for what, n in each.items()) for node in nodes]
     left = sum(int(node.get("CPU", 0.0) - n * each["CPU"]) for node, n in zip(nodes, fits, strict=True))

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fabric.job.load import load_job
+from fabric.clusters import sendable
 from fabric.runtime.auth import asked_for_token, settle
 from fabric.runtime.connect import ENVIRONMENT, PACKAGES, package_folder
 
@@ -25,7 +25,7 @@ def submit(
     *,
     scale: str | None = None,
     overrides: Iterable[str] = (),
-    out: str = "runs",
+    out: str = "/shared/runs",
     wait: bool = False,
 ) -> str:
     """Run `fabric sweep JOB` on the cluster whose dashboard is at `address` (http://…); the submission's id.
@@ -42,7 +42,7 @@ def submit(
             "`fabric sweep --address` takes)"
         )
     overrides = list(overrides)
-    load_job(job, scale, overrides)
+    sendable(job, scale, overrides, out)
     settle(address)
     logging.getLogger("ray").setLevel(logging.ERROR)
     command = ["python", "-P", "-m", "fabric.cli", "sweep", "job.yaml", "--address", "auto", "--out", out]

@@ -164,6 +164,18 @@ def test_a_checkpoint_of_two_goes_on_alone_and_back(pair, cached, alone, tmp_pat
     agree(pair.train(trial, tmp_path / "b", cached[1].path), alone["fp32"])
 
 
+@pytest.mark.filterwarnings("ignore:checkpoint .* is damaged")
+def test_ranks_that_would_go_on_from_different_steps_do_not(pair, cached, alone, tmp_path):
+    trial = trial_of(cached)
+    (middle,) = [r[0] for r in alone["fp32"] if r[4] is not None and r[0] < 20]
+    train(trial_of(cached, workers=1).model_dump_json(), tmp_path / "0", cached[1].path, middle)
+    with pytest.raises(
+        RuntimeError, match=r"rank 0: step \d+, rank 1: none\): keep the records where all nodes"
+    ):
+        pair.train(trial, tmp_path / "{rank}", cached[1].path)
+    assert Store(tmp_path / "0").trial(trial.id).attempt_numbers() == [1], "no attempt was begun"
+
+
 @pytest.mark.parametrize("leaver", [0, 1])
 def test_all_leave_with_a_checkpoint_when_one_is_taken_away(pair, cached, alone, tmp_path, leaver):
     trial = trial_of(cached, "zero2")

@@ -11,6 +11,7 @@ from pydantic import field_validator
 
 from fabric.data.corpus import CorpusError, Source, reading
 from fabric.data.rules import PROBE_BYTES, TextFiles, check_pattern, is_hidden_or_about, splits_of_names
+from fabric.paths import there
 from kernels.folders import at_home
 
 MOST_ENTRIES = 200_000  # files and folders looked at in one corpus
@@ -47,7 +48,8 @@ class FilesConfig(TextFiles):
 
     def resolved(self, base_dir: Path) -> Self:
         found = super().resolved(base_dir)
-        found._refuse_what_is_no_corpus()
+        if there(found.path) is None:
+            found._refuse_what_is_no_corpus()
         return found
 
     def sources(self, cache_root: Path) -> list[Source]:
