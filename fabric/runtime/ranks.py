@@ -138,6 +138,7 @@ class WorkerGroup:
         self._mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
         self._ended: str | None = None
         self._has_died = False  # a rank, not of an error of its own
+        self._storage = tempfile.TemporaryDirectory(prefix="fabric-ranks-", ignore_cleanup_errors=True)
         config = {"mailbox": self._mailbox, "source_hash": source_hash}
         self._thread = threading.Thread(target=self._fit, args=(config,), daemon=True)
         self._thread.start()
@@ -146,6 +147,7 @@ class WorkerGroup:
         except BaseException:
             self.end()
             raise
+        self._storage.cleanup()  # what Ray Train looks at while it starts; nothing of ours is kept there
 
     def _fit(self, config: dict[str, Any]) -> None:
         from ray.train.torch import TorchConfig
@@ -158,7 +160,6 @@ class WorkerGroup:
         os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(room_within)
         # Who is to blame, and what is tried again, the trial's planner decides.
         once = FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
-        storage = tempfile.TemporaryDirectory(prefix="fabric-ranks-", ignore_cleanup_errors=True)
         try:
             GroupTrainer(
                 rank_loop,
@@ -171,7 +172,7 @@ class WorkerGroup:
                     use_gpu=bool(gpus),
                     resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
                 ),
-                run_config=RunConfig(name="ranks", storage_path=storage.name, failure_config=once),
+                run_config=RunConfig(name="ranks", storage_path=self._storage.name, failure_config=once),
             ).fit()
             self._ended = "it ended"
         except BaseException as error:
@@ -179,7 +180,7 @@ class WorkerGroup:
             self._has_died = any(type(f).__name__.startswith("WorkerHealthCheck") for f in failures)
             self._ended = f"{type(error).__name__}: {error}"
         finally:
-            storage.cleanup()
+            self._storage.cleanup()
 
     @property
     def is_alive(self) -> bool:

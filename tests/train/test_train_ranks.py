@@ -221,14 +221,14 @@ def test_deepspeed_reads_a_stream_as_torchs_engine_does(pair, tmp_path, engine):
 def test_two_ranks_of_a_stream_never_read_one_row_and_one_goes_on_where_both_were(pair, tmp_path):
     """After twenty steps every row of the first units is read once, whoever read it."""
     cached = a_stream(tmp_path)
-    trial = trial_of(cached)
+    trial = trial_of(cached, workers=(1, 2))
     rows = pair.train(trial, tmp_path / "a", cached[1].path, 10)
     record = Store(tmp_path / "a").trial(trial.id)
     mine, theirs = (rows_read(record, rank) for rank in range(2))
     assert len(mine) == len(theirs) == 10 * trial.train.batch_size / 2
     assert not set(mine) & set(theirs)
     assert len({r[3] for r in rows}) == 10, "a hash a batch, of both ranks' rows"
-    alone = train(trial_of(cached, workers=1).model_dump_json(), tmp_path / "a", cached[1].path)
+    alone = train(trial.model_dump_json(), tmp_path / "a", cached[1].path)
     assert [r[0] for r in alone] == list(range(1, 21))
     everything = rows_read(record, 0) + theirs
     assert len(set(everything)) == len(everything) == 20 * trial.train.batch_size

@@ -66,6 +66,7 @@ class FilesConfig(TextFiles):
         known = sorted(n for n in found if self.is_known(n))
         if not known:
             raise self.no_text(str(root), self.include, list(found))
+        self.refuse_packed(str(root), sorted(found))
         splits = splits_of_names(str(root), known)
         return [self._source(found[name], splits[name]) for name in known]
 
