@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from cluster_kit import free_port, left_behind, nodes
@@ -57,6 +59,25 @@ def test_a_job_server_that_asks_for_a_token_trains_what_is_submitted(tmp_path, a
         done = submit("submitted", **with_token)
         assert done.returncode == 0, done.stderr
         assert_same(tmp_path / "submitted" / "drill", whole)
+        # Ray's own command, where the nodes have fabric installed.
+        only_the_job = tmp_path / "working"
+        only_the_job.mkdir()
+        shutil.copy(file, only_the_job / "job.yaml")
+        command = [
+            str(Path(sys.executable).parent / "ray"),
+            "job",
+            "submit",
+            "--working-dir",
+            str(only_the_job),
+        ]
+        command += ["--address", f"http://127.0.0.1:{port}", "--", "fabric", "sweep", "job.yaml"]
+        command += ["--address", "auto", "--out", str(tmp_path / "plain")]
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TUNE_"))}
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**clean, **with_token}, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert_same(tmp_path / "plain" / "drill", whole)
         with sweeping(file, tmp_path / "joined", "--address", cluster.address, **with_token) as joined:
             assert joined.wait(240) == 0, joined.stderr
         assert_same(joined.root, whole)
