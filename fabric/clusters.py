@@ -7,14 +7,19 @@ import shlex
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
-from fabric.job.load import load_job
+from fabric.job.load import Job, load_job
+from fabric.paths import elsewhere, shared_by_nodes
+from fabric.planning.study import Machine, Study
+from fabric.store import Store
 
 JOB_FOLDER, SHARED_FOLDER = "/jobs", "/shared"
 LARGEST_JOB = 1_000_000  # bytes: what a ConfigMap holds
+PREFIX, LONGEST_NAME = "fabric-", 47  # of a RayJob, by KubeRay's own check
 _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60", "MALLOC_ARENA_MAX": "1"}
 
 
@@ -44,13 +49,13 @@ def rayjob_manifests(
     Raises JobError for a job that cannot be planned, ValueError for one too large for a ConfigMap.
     """
     overrides = list(overrides)
-    loaded = load_job(job, scale, overrides)
+    loaded = sendable(job, scale, overrides, out)
     text = Path(job).read_text(encoding="utf-8")
     if len(text.encode()) > LARGEST_JOB:
         raise ValueError(
             f"{job} has {len(text.encode()):,} bytes, a ConfigMap holds {LARGEST_JOB:,}: shorten it"
         )
-    name = f"fabric-{_dns_name(loaded.name)}"
+    name = f"{PREFIX}{_dns_name(loaded.name)}"
     command = ["fabric", "sweep", f"{JOB_FOLDER}/job.yaml", "--address", "auto", "--out", out]
     command += ["--scale", scale] if scale else []
     command += [part for override in overrides for part in ("--set", override)]
@@ -76,14 +81,26 @@ def rayjob_manifests(
     return [configuration, rayjob]
 
 
+def sendable(job: str | Path, scale: str | None, overrides: Iterable[str], out: str) -> Job:
+    """A job that can run on a cluster to which only its file is sent, every arm of it checked.
+
+    Raises JobError for mistakes in it, and for paths that would be others there; ValueError for such an `out`.
+    """
+    shared_by_nodes(out)
+    with elsewhere(), TemporaryDirectory() as nothing:
+        loaded = load_job(job, scale, overrides)
+        Study(loaded, Store(Path(nothing)), lambda _: "0" * 64, Machine(), dry=True)
+    return loaded
+
+
 def as_yaml(*manifests: dict[str, Any]) -> str:
     """Manifests as one YAML stream."""
     return yaml.safe_dump_all(manifests, sort_keys=False, width=110)
 
 
 def _dns_name(name: str) -> str:
-    """A name Kubernetes takes: lower-case letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:50].rstrip("-")
+    """A name Kubernetes takes: lower-case letters, digits and dashes; KubeRay's own suffixes need the rest."""
+    return re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[: LONGEST_NAME - len(PREFIX)].rstrip("-")
 
 
 def _cluster_spec(claim: str, job_map: str | None = None) -> dict[str, Any]:

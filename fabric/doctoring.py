@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fabric.data.corpus import real_path
 from fabric.job.units import human_bytes
+from fabric.paths import real_path
 from fabric.store import StoreUnavailableError, Url, is_url, located
 from fabric.store.store import objects_at
 

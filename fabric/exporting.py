@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fabric.data.corpus import real_path
 from fabric.data.disk import beside
+from fabric.paths import real_path
 from fabric.store import Url, local
 from fabric.trained import Trained, load_trained
+from kernels.folders import at_home
 
 # Below it, logits over temperature leave fp32's range; long before, the text is the greedy one.
 LEAST_TEMPERATURE = 1e-6
@@ -133,7 +134,7 @@ def _target_folder(out: str | Path) -> Path:
     """Where an export goes, absolute. Raises ValueError where it would mix with, or overwrite, what is there."""
     if not str(out):
         raise ValueError("--out is empty; name the folder to write")
-    given = local(out, "--out").expanduser().absolute()
+    given = at_home(local(out, "--out")).absolute()
     folder = real_path(given)
     if given.is_symlink() and not folder.exists():
         raise ValueError(f"{given} is a link to {folder}, which is not there; give another --out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,10 @@ from fabric.train.directive import PREEMPTED, Continue, Directive
 from models.parts import nearest
 
 if TYPE_CHECKING:
+    from fabric.store import TrialRecord
     from fabric.train.group import Group
+
+SHOWN_WITHIN = 10.0  # seconds until a shared folder shows on one node what another wrote
 
 
 def run(
@@ -81,12 +85,19 @@ def _run(
         ranks=ranks,
     )
     record = Store(out_root(loaded, out)).trial(spec.id)
+    problem: Exception | None = None
     if group.leads:
-        prepare(spec.data, cache_root(out))
-        record.write_spec(spec.model_dump(mode="json"))
-        for name in spec.cached:
-            share(located(out), cache_root(out), name)
-    group.told(None)  # the others find it all there
+        try:
+            prepare(spec.data, cache_root(out))
+            record.write_spec(spec.model_dump(mode="json"))
+            for name in spec.cached:
+                share(located(out), cache_root(out), name)
+        except Exception as error:
+            problem = error
+    said = group.told(None if problem is None else str(problem))
+    if said is not None:
+        raise problem or ValueError(said)
+    _must_share(record, group, out)
     cache = prepare(spec.data, cache_root(out))
 
     from fabric.train.loop import run as train
@@ -102,6 +113,19 @@ def _run(
     if outcome.reason.get("kind") == PREEMPTED:
         raise KeyboardInterrupt
     return {"id": spec.id, "state": outcome.state, "reason": outcome.reason, **(outcome.final or {})}
+
+
+def _must_share(record: TrialRecord, group: Group, out: str | Path | Url) -> None:
+    """Raises ValueError, on every rank, where one does not see what rank 0 has just written; a network's file system
+    may show it late."""
+    deadline = time.monotonic() + SHOWN_WITHIN
+    while not (is_seen := record.is_there()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    if blind := [rank for rank, sees in enumerate(group.gathered(is_seen)) if not sees]:
+        raise ValueError(
+            f"--out {out}: rank {', '.join(map(str, blind))} does not see what rank 0 writes there; give a folder "
+            "that all nodes share, or an s3:// URL"
+        )
 
 
 def _arm(job: Job, name: str | None) -> Arm:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -237,12 +237,12 @@ def _with_tune(
 
     here = cpu_count()
     progress.preparing(f"joining {address}" if address else "starting Ray", 0.0)
-    with cluster(address, here, gpu_count() if gpus else 0) as resources:
-        slots = slots_for(study, resources if address else None)
+    with cluster(address, here, gpu_count() if gpus else 0) as nodes:
+        slots = slots_for(study, nodes if address else None)
         progress.attach(study, slots.slots)
 
-        def recount(resources: Mapping[str, float]) -> int:
-            return slots_for(study, resources).slots
+        def recount(nodes: Sequence[Mapping[str, float]]) -> int:
+            return slots_for(study, nodes).slots
 
         finished = run_study(
             study,
@@ -257,8 +257,8 @@ def _with_tune(
     return _result(study, root, interrupted=not finished)
 
 
-def slots_for(study: Study, resources: Mapping[str, float] | None) -> Concurrency:
-    """How many trials run at once, on this machine or on a cluster's resources."""
+def slots_for(study: Study, nodes: Sequence[Mapping[str, float]] | None) -> Concurrency:
+    """How many trials run at once, on this machine or on a cluster's nodes."""
     from fabric.planning.cost import peak_memory_bytes
 
     peak = max(peak_memory_bytes(t.spec) for t in study.trials.values())
@@ -266,10 +266,7 @@ def slots_for(study: Study, resources: Mapping[str, float] | None) -> Concurrenc
     n_trials = len(study.trials) if study.is_fully_planned else None
     given = study.job.config.resources
     data_cpus = given.cpus_for_data(any(t.spec.data.stream is not None for t in study.trials.values()))
-    if resources is None:
-        return concurrency(given, peak, n_trials, data_cpus=data_cpus)
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    return concurrency(given, peak, n_trials, cpus, gpus, data_cpus)
+    return concurrency(given, peak, n_trials, nodes, data_cpus)
 
 
 def _result(study: Study, root: Place, interrupted: bool) -> SweepResult:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from fabric.data.corpus import real_path
 from fabric.planning.trial import TrialSpec
-from fabric.store import FINISHED, Place, Store, TrialRecord, Url, cache_of, fetch, is_url, located
+from fabric.store import FINISHED, Place, Store, TrialRecord, Url, cache_of, fetch, located
 
 if TYPE_CHECKING:
     from fabric.data import TokenCache
@@ -65,7 +64,7 @@ def load_trained(target: str | Path | Url) -> Trained:
 
 
 def _target(given: str | Path | Url) -> Place:
-    return located(given) if is_url(given) else real_path(Path(str(given)))
+    return located(given)
 
 
 def _load_foreign(path: Path) -> Trained:

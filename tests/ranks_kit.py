@@ -17,6 +17,13 @@ from fabric.train.directive import CheckpointAndExit, Continue
 from fabric.train.group import ALONE, Group
 
 
+def free_port() -> int:
+    """A port nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def _rank(rank: int, world: int, port: int, tasks: Any, answers: Any) -> None:
     """One rank's process: runs what it is asked, as all ranks are, until it is told None."""
     os.environ.update(DS_ACCELERATOR="cpu", RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
@@ -40,12 +47,12 @@ def train(
     group: Group = ALONE,
 ) -> list[tuple]:
     """Train a trial, to its end, to the report at step `until`, or to where a rank, the `leaver`, is taken away; its
-    rows as (step, loss, norm, hash, val_loss).
+    rows as (step, loss, norm, hash, val_loss). `{rank}` in the store's path is the rank: they share no folder then.
     """
     from fabric.data import TokenCache
 
     trial = TrialSpec.model_validate_json(body)
-    record = Store(store).trial(trial.id)
+    record = Store(str(store).format(rank=group.rank)).trial(trial.id)
 
     def report(row: dict[str, Any]) -> Any:
         return CheckpointAndExit() if row["step"] == until else Continue()
@@ -64,9 +71,7 @@ class Ranks:
     def __init__(self, world: int) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch", "fabric.train.loop", "models.decoder"])
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.answers = context.Queue()
         self.tasks = [context.Queue() for _ in range(world)]
         self.processes = [

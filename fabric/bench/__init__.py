@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from fabric.bench.measure import Setting, finish
+from fabric.paths import real_path
 from fabric.store import local
 from models.parts import nearest
 
@@ -56,7 +57,7 @@ def bench(
     _check_parts(name, only, getattr(module, "CHOICES", ()))
     setting = Setting(
         repeats,
-        local(out, "--out").expanduser().resolve(),
+        real_path(local(out, "--out")),
         quick,
         tuple(only),
         progress or (lambda _line: None),

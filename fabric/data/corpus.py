@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from fabric.paths import real_path, there
+from kernels.folders import at_home
 from models.parts import Part
 
 SPLITS = ("train", "validation", "test")
@@ -96,6 +98,8 @@ def find_path(path: Path, base_dir: Path) -> Path:
     Raises ValueError naming every place that was tried.
     """
     path = at_home(path)
+    if (found := there(path)) is not None:
+        return found
     tried = [path] if path.is_absolute() else [base_dir / path, Path.cwd() / path]
     for candidate in tried:
         if (found := real_path(candidate)).exists():
@@ -111,28 +115,3 @@ def find_path(path: Path, base_dir: Path) -> Path:
 def neither(places: Sequence[Path]) -> str:
     """Where a file was looked for: "neither A nor B", or "not A" for a single place."""
     return f"neither {' nor '.join(map(str, places))}" if len(places) > 1 else f"not {places[0]}"
-
-
-def at_home(path: Path) -> Path:
-    """The path with a leading `~` spelt out. Raises ValueError for the home of a user there is not."""
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise ValueError(f"{str(path)!r}: there is no such user's home folder; write the path out") from None
-
-
-def real_path(path: Path) -> Path:
-    """The absolute path, its links followed. Raises ValueError for what is no path, and for links in a circle."""
-    shown = repr(str(path)) if len(str(path)) <= 200 else f"{str(path)[:197]!r}…"
-    try:
-        found = at_home(path).resolve()
-        found.exists()
-    except RuntimeError:
-        raise ValueError(
-            f"{shown}: its links lead in a circle; give the file or folder that is meant"
-        ) from None
-    except OSError as error:
-        raise ValueError(f"{shown} cannot be looked at: {error.strerror}; give another path") from None
-    except ValueError as error:  # a NUL, or nobody's home
-        raise ValueError(f"{shown} is no path: {error}") from None
-    return found

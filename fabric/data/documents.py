@@ -165,6 +165,14 @@ def _open_parquet(source: Source) -> Any:
             f"{source.path} has no field {source.text_field!r}; fields found: {found}; "
             "set text_field to one that holds text"
         )
+    column = file.schema_arrow.field(source.text_field).type
+    column = column.value_type if pa.types.is_dictionary(column) else column
+    if not (
+        pa.types.is_string(column) or pa.types.is_large_string(column) or pa.types.is_string_view(column)
+    ):
+        raise CorpusError(
+            f"{source.path}: field {source.text_field!r} holds {column}, not text; set text_field to one that does"
+        )
     return file
 
 

@@ -24,6 +24,7 @@ from fabric.data.corpus import CorpusError, Source, reading
 from fabric.data.disk import beside, remembered_sha256, sha256_of
 from fabric.data.index import Index
 from fabric.data.streaming import StreamBuild, stream_identities, stream_key
+from fabric.paths import real_path
 from kernels.folders import default_cache_root
 
 
@@ -58,7 +59,7 @@ def prepare(
         raise ValueError(f"backend {backend!r} is not known; allowed: auto, inline, ray")
     if n_blocks is not None and n_blocks < 1:
         raise ValueError(f"n_blocks {n_blocks} must be at least 1")
-    root = Path(cache_root).expanduser().resolve()
+    root = real_path(Path(cache_root))
     sources = _sources(config, root)
     identities = _identities(config, sources, root)
     key = _key(config, identities, root)
@@ -81,7 +82,7 @@ def describe(config: DataConfig, cache_root: Path | str) -> dict[str, Any]:
     """What a config's data is, as plain values: key, state of the cache (built | absent | damaged), path,
     vocabulary, and per split documents, bytes, and (when built) tokens and bytes per token.
     """
-    root = Path(cache_root).expanduser().resolve()
+    root = real_path(Path(cache_root))
     sources = _sources(config, root)
     identities = _identities(config, sources, root)
     key = _key(config, identities, root)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 from typing import Literal, Self
 
@@ -20,6 +20,7 @@ FORMATS = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")
 RULES = {
     "blank_line": Boundary(r"\n(?:[ \t\r]*\n)+", "end"),
     "line": Boundary(r"\n(?:[ \t\r]*\n)*", "end"),
@@ -80,6 +81,17 @@ class TextFiles(CorpusConfig):
     def is_known(self, name: str) -> bool:
         """Whether a file of this name has a format."""
         return self.format != "auto" or PurePosixPath(name).suffix.lower() in FORMATS
+
+    def refuse_packed(self, where: str, names: Iterable[str]) -> None:
+        """Raises CorpusError where a text among the names is compressed: it would be left out without a word."""
+        paths = [PurePosixPath(name) for name in names]
+        packed = [str(p) for p in paths if p.suffix.lower() in PACKED and self.is_known(p.stem)]
+        if packed and self.format == "auto":
+            more = f" and {len(packed) - 3} more" if len(packed) > 3 else ""
+            raise CorpusError(
+                f"{where}: {', '.join(packed[:3])}{more} would be left out, being compressed: unpack it, or choose "
+                "the files to read with include: PATTERN"
+            )
 
     def no_text(self, where: str, include: str, found: list[str]) -> CorpusError:
         """What to say when none of the names found is known."""

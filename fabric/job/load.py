@@ -14,9 +14,10 @@ from fabric.job.document import Document, JobError, Mark, from_data, read_value,
 from fabric.job.errors import explain, unknown_keys, validate
 from fabric.job.schema import SECTIONS, BaseSection, JobConfig, base_path
 from fabric.job.start import Start, check_agreement, find_start
+from fabric.paths import real_path, there
 from fabric.train.config import TrainConfig
 from fabric.train.objectives.base import ObjectiveConfig
-from kernels.folders import default_cache_root
+from kernels.folders import at_home, default_cache_root
 from models.config import ModelConfig
 from models.parts import nearest
 from models.presets import PRESETS
@@ -244,10 +245,15 @@ def _evaluate_paths(evaluate: EvaluateConfig, folder: Path, base: Document) -> E
     pairs = evaluate.minimal_pairs
     if pairs is None:
         return evaluate
-    places = [folder / pairs.expanduser(), pairs.expanduser()]
+    try:
+        if there(at_home(pairs)) is not None:
+            return evaluate
+    except ValueError as error:
+        raise explain(base, ("evaluate", "minimal_pairs"), str(error), ("base",)) from None
+    places = [folder / at_home(pairs), at_home(pairs)]
     for place in places:
         if place.exists():
-            return evaluate.model_copy(update={"minimal_pairs": place.resolve()})
+            return evaluate.model_copy(update={"minimal_pairs": real_path(place)})
     message = f"nothing is at {' or '.join(dict.fromkeys(str(p.absolute()) for p in places))}"
     raise explain(base, ("evaluate", "minimal_pairs"), message, ("base",))
 

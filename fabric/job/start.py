@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fabric.data import DataConfig, TokenCache
-from fabric.data.corpus import at_home, neither, real_path
+from fabric.data.corpus import neither
 from fabric.data.disk import canonical_json, remembered_sha256, sha256_of, write_atomic
 from fabric.job.document import Document, Path_
 from fabric.job.errors import explain
+from fabric.paths import real_path, there
+from kernels.folders import at_home
 from models.config import InitConfig, ModelConfig
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ def find_start(name: str, folder: Path, cache_root: Path) -> Start:
         )
     hub = name.removeprefix("hub:")
     path = at_home(Path(name))
+    if hub == name and not HUB_ID.fullmatch(name):
+        there(path)
     places = [path] if path.is_absolute() else [folder / path, Path.cwd() / path]
     places = [] if hub != name else list(dict.fromkeys(map(real_path, places)))
     for place in places:

@@ -174,10 +174,12 @@ class Registry:
 
     def halve_micro_batch(self, trial: Trial) -> bool:
         """Decide a smaller micro-batch; False when it cannot be smaller."""
-        now = self.micro_batch_size(trial) or trial.spec.train.micro_batch_size or trial.spec.train.batch_size
-        if now == 1:
+        train = trial.spec.train
+        share = train.batch_size // trial.spec.ranks.most  # of a rank: no micro-batch is larger
+        now = min(share, self.micro_batch_size(trial) or train.micro_batch_size or share)
+        if now <= 1:
             return False
-        smaller = next(m for m in range(now // 2, 0, -1) if trial.spec.train.batch_size % m == 0)
+        smaller = next(m for m in range(now // 2, 0, -1) if train.batch_size % m == 0)
         if not self.dry:
             body = {"micro_batch_size": smaller, "because": "the worker ran out of memory"}
             self.record(trial).write_decision(f"{self.id}-memory-{smaller:09d}", body)

@@ -33,14 +33,15 @@ def _parse_workers(value: Any) -> Any:
         and all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= MOST_WORKERS for n in pair)
         and pair[0] <= pair[-1]
     ):
-        return value if isinstance(value, int) else tuple(value)
+        return pair[0] if pair[0] == pair[-1] else tuple(pair)
     raise ValueError(
         f"{value!r} is neither a number from 1 to {MOST_WORKERS} nor [fewest, most]; write 2, or [1, 2]"
     )
 
 
 class RanksConfig(Config):
-    """The processes that train one trial, and what keeps them together; none of it is part of a trial's identity.
+    """The processes that train one trial, and what keeps them together; none of it is part of a trial's identity, but
+    for the `workers` of a stream.
 
     `workers` [1, 2]: two, and one where the other is lost: the trial goes on from its checkpoint with those left.
     `zero_stage` (DeepSpeed, arXiv 1910.02054): what the ranks divide: 1 the optimizer's state, 2 gradients too, 3
@@ -52,7 +53,7 @@ class RanksConfig(Config):
     engine: Literal["torch", "deepspeed"] = "torch"
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload: Literal["none", "cpu"] = "none"
-    patience_seconds: float = Field(default=600.0, gt=0)
+    patience_seconds: float = Field(default=600.0, ge=1, le=10**6)
 
     @property
     def most(self) -> int:
@@ -145,7 +146,8 @@ class TrialSpec(Config):
         return hashlib.sha256(canonical_json(body).encode()).hexdigest()[:12]
 
     def identity(self) -> dict[str, Any]:
-        """What the id is a hash of: no paths, worker counts or cadences; fields at their default left out."""
+        """What the id is a hash of: no paths or cadences, and no worker counts but a stream's; fields at their default
+        left out."""
         train = described(self.train)
         for name in NOT_NUMBERS:
             train.pop(name, None)
@@ -161,6 +163,8 @@ class TrialSpec(Config):
         }
         if self.data.stream is not None:
             identity["order"] = self.data.order
+            if self.ranks.workers != 1:  # each reads units of its own: other rows come together in a batch
+                identity["workers"] = described(self.ranks)["workers"]
         if self.weights is not None:
             identity["weights"] = self.weights
         if self.train.early_stop is not None:

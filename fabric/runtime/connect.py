@@ -84,8 +84,8 @@ def source_hash() -> str:
 
 
 @contextmanager
-def cluster(address: str | None, n_cpus: int, n_gpus: int = 0) -> Iterator[dict[str, Any]]:
-    """Run the block inside a Ray cluster and yield its resources.
+def cluster(address: str | None, n_cpus: int, n_gpus: int = 0) -> Iterator[list[dict[str, float]]]:
+    """Run the block inside a Ray cluster and yield what each of its nodes has.
 
     Without an address, a cluster of this machine's own is started and ended with the block (no dashboard, no runtime
     environment: that would bypass the workers that have torch loaded). With one, it is joined; our packages travel
@@ -110,16 +110,25 @@ def cluster(address: str | None, n_cpus: int, n_gpus: int = 0) -> Iterator[dict[
     if address and not joined:
         _HEAD.watch(ray.get_runtime_context().gcs_address)
     over = threading.Event()
+    # What nodes say as they die (pages of their state) goes past logging straight to the terminal; we say it ourselves.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     if not joined:
         threading.Thread(target=_watch, args=(over,), daemon=True).start()
     try:
-        yield dict(ray.cluster_resources())
+        yield node_resources()
     finally:
         over.set()
         _HEAD.address = None
         if not joined:
             ray.shutdown()
             staged.cleanup()
+
+
+def node_resources() -> list[dict[str, float]]:
+    """What each living node of the cluster has, by Ray's names: CPU, GPU, memory …"""
+    import ray
+
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
 def _start(address: str | None, n_cpus: int, n_gpus: int, staged: Path) -> None:

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 import ray
 
+from fabric.planning.machine import fitting
 from fabric.planning.trial import TrialSpec
+from fabric.runtime.connect import node_resources
 from fabric.runtime.notices import are_gone, here, is_leaving
 from fabric.train.directive import Directive, PreemptedError, Report, Stop
 
@@ -25,15 +27,18 @@ AFTER_PATIENCE = 60.0  # seconds: Ray Train notices a silent rank before torch.d
 WAIT = 5.0  # seconds a rank 0, or the owner, waits at the mailbox before it looks around
 NODE_LOST_WITHIN = 10.0  # seconds: a node's death is known after that of its processes
 ROOM_WITHIN = 10**6  # seconds a group waits for its CPUs: a cluster may have to grow
+ROOM_OR_FEWER = 30  # seconds that a trial which may have fewer workers waits for all of them
+IDLE = 60.0  # seconds without a task after which a group gives its CPUs back: others may wait for them
 
 
 class Shape(NamedTuple):
-    """What makes two worker groups alike: ranks, what each has, and how long it may be silent."""
+    """What makes two worker groups alike: ranks, what each has, how long it may be silent, and wait for its room."""
 
     workers: int
     cpus: int
     gpus: float
     patience: float
+    room_within: float
 
 
 class GroupLostError(RuntimeError):
@@ -41,19 +46,32 @@ class GroupLostError(RuntimeError):
 
 
 class Mailbox:
-    """Between a Tune actor and rank 0 of its group: tasks one way, what comes of them the other."""
+    """Between a Tune actor and rank 0 of its group: tasks one way, what comes of them the other.
 
-    def __init__(self) -> None:
+    Without a task for `idle` seconds it tells the ranks to end, and takes none from then on.
+    """
+
+    def __init__(self, idle: float = IDLE) -> None:
+        self._idle, self._left_idle = idle, idle
+        self._is_closed = False
         self._tasks: asyncio.Queue[Any] = asyncio.Queue()
         self._events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._answers: asyncio.Queue[Directive] = asyncio.Queue()
 
-    async def give(self, task: Mapping[str, Any] | str) -> None:
-        await self._tasks.put(task)
+    async def give(self, task: Mapping[str, Any] | str) -> bool:
+        """Whether the task is taken."""
+        if not self._is_closed:
+            await self._tasks.put(task)
+        return not self._is_closed
 
     async def take(self) -> Any:
         """The next task; None when there is none for a while."""
-        return await _soon(self._tasks)
+        task = await _soon(self._tasks, wait := min(WAIT, self._left_idle))
+        self._left_idle = self._left_idle - wait if task is None else self._idle
+        if task is None and self._left_idle <= 0 and self._tasks.empty():
+            self._is_closed = True
+            return "end"
+        return task
 
     async def say(self, kind: str, what: Any = None) -> None:
         await self._events.put((kind, what))
@@ -71,9 +89,9 @@ class Mailbox:
         return await _soon(self._events)
 
 
-async def _soon(queue: asyncio.Queue[Any]) -> Any:
+async def _soon(queue: asyncio.Queue[Any], seconds: float = WAIT) -> Any:
     try:
-        return await asyncio.wait_for(queue.get(), WAIT)
+        return await asyncio.wait_for(queue.get(), seconds)
     except TimeoutError:
         return None
 
@@ -120,10 +138,16 @@ class WorkerGroup:
         self._mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
         self._ended: str | None = None
         self._has_died = False  # a rank, not of an error of its own
+        self._storage = tempfile.TemporaryDirectory(prefix="fabric-ranks-", ignore_cleanup_errors=True)
         config = {"mailbox": self._mailbox, "source_hash": source_hash}
         self._thread = threading.Thread(target=self._fit, args=(config,), daemon=True)
         self._thread.start()
-        self.nodes: list[str] = self._hear("up")[1]
+        try:
+            self.nodes: list[str] = self._hear("up")[1]
+        except BaseException:
+            self.end()
+            raise
+        self._storage.cleanup()  # what Ray Train looks at while it starts; nothing of ours is kept there
 
     def _fit(self, config: dict[str, Any]) -> None:
         from ray.train.torch import TorchConfig
@@ -131,12 +155,11 @@ class WorkerGroup:
 
         from fabric.runtime.trainer import GroupTrainer
 
-        workers, cpus, gpus, patience = self.shape
+        workers, cpus, gpus, patience, room_within = self.shape
         os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience)
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(ROOM_WITHIN)
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(room_within)
         # Who is to blame, and what is tried again, the trial's planner decides.
         once = FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
-        storage = tempfile.TemporaryDirectory(prefix="fabric-ranks-", ignore_cleanup_errors=True)
         try:
             GroupTrainer(
                 rank_loop,
@@ -149,7 +172,7 @@ class WorkerGroup:
                     use_gpu=bool(gpus),
                     resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
                 ),
-                run_config=RunConfig(name="ranks", storage_path=storage.name, failure_config=once),
+                run_config=RunConfig(name="ranks", storage_path=self._storage.name, failure_config=once),
             ).fit()
             self._ended = "it ended"
         except BaseException as error:
@@ -157,21 +180,23 @@ class WorkerGroup:
             self._has_died = any(type(f).__name__.startswith("WorkerHealthCheck") for f in failures)
             self._ended = f"{type(error).__name__}: {error}"
         finally:
-            storage.cleanup()
+            self._storage.cleanup()
 
     @property
     def is_alive(self) -> bool:
         return self._ended is None and self._thread.is_alive()
 
-    def run(self, task: Mapping[str, Any], report: Report) -> None:
-        """Do a task on all ranks. Raises what `report` raises, after the ranks have stopped; RuntimeError for an error
-        of a rank's, GroupLostError when one died: then the group has ended.
+    def run(self, task: Mapping[str, Any], report: Report) -> bool:
+        """Do a task on all ranks; False where they have gone for want of one. Raises what `report` raises, after the
+        ranks have stopped; RuntimeError for an error of a rank's, GroupLostError when one died: then the group has
+        ended.
         """
-        ray.get(self._mailbox.give.remote(dict(task)))
+        if not ray.get(self._mailbox.give.remote(dict(task))):
+            return False
         while True:
             kind, what = self._hear("row", "done")
             if kind == "done":
-                return
+                return True
             try:
                 answer = report(what)
             except BaseException as error:
@@ -215,22 +240,34 @@ _GROUP: WorkerGroup | None = None
 def perform_in_group(task: Mapping[str, Any], report: Report) -> None:
     """Do a task in this actor's worker group, which is started, or started anew, if need be.
 
-    Where a rank is lost, a trial that allows it goes on at once with fewer; the next trial begins with all again.
+    Where a rank is lost, or there is no room, a trial that allows it goes on at once with fewer; the next trial begins
+    with all again.
     """
     spec = TrialSpec.model_validate_json(task["spec"])
-    workers = spec.ranks.most
+    gpus, patience = float(task["gpus"]), spec.ranks.patience_seconds
+    workers = _workers_to_begin_with(spec, gpus)
     while True:
         try:
-            shape = Shape(workers, spec.threads, float(task["gpus"]), spec.ranks.patience_seconds)
-            group = _group(shape, task["source_hash"])
-            group.run(task, report)
-            return
+            room_within = ROOM_OR_FEWER if next_fewer(workers, spec) else ROOM_WITHIN
+            shape = Shape(workers, spec.threads, gpus, patience, room_within)
+            if _group(shape, task["source_hash"]).run(task, report):
+                return
+            _end_group()
         except GroupLostError as lost:
             workers = next_fewer(workers, spec)
             if not workers:
                 if _node_is_gone():
                     raise PreemptedError(str(lost)) from None
                 raise
+
+
+def _workers_to_begin_with(spec: TrialSpec, gpus: float) -> int:
+    """The most of a trial's workers that the cluster's nodes could hold; all, to be waited for, where none fit."""
+    workers, each = spec.ranks.most, {"CPU": float(spec.threads), **({"GPU": gpus} if gpus else {})}
+    room = fitting(node_resources(), each)
+    while workers > room and workers:
+        workers = next_fewer(workers, spec)
+    return workers or spec.ranks.most
 
 
 def next_fewer(workers: int, spec: TrialSpec) -> int:
@@ -252,8 +289,14 @@ def _node_is_gone() -> bool:
 def _group(shape: Shape, source_hash: str) -> WorkerGroup:
     global _GROUP
     if _GROUP is not None and (not _GROUP.is_alive or _GROUP.shape != shape):
-        _GROUP.end()
-        _GROUP = None
+        _end_group()
     if _GROUP is None:
         _GROUP = WorkerGroup(shape, source_hash)
     return _GROUP
+
+
+def _end_group() -> None:
+    global _GROUP
+    if _GROUP is not None:
+        _GROUP.end()
+        _GROUP = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import shutil
@@ -11,9 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fabric.job.load import load_job
+from fabric.clusters import sendable
 from fabric.runtime.auth import asked_for_token, settle
 from fabric.runtime.connect import ENVIRONMENT, PACKAGES, package_folder
+
+ANSWER_WITHIN = 10.0  # seconds
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -25,7 +28,7 @@ def submit(
     *,
     scale: str | None = None,
     overrides: Iterable[str] = (),
-    out: str = "runs",
+    out: str = "/shared/runs",
     wait: bool = False,
 ) -> str:
     """Run `fabric sweep JOB` on the cluster whose dashboard is at `address` (http://…); the submission's id.
@@ -42,14 +45,38 @@ def submit(
             "`fabric sweep --address` takes)"
         )
     overrides = list(overrides)
-    load_job(job, scale, overrides)
+    sendable(job, scale, overrides, out)
     settle(address)
     logging.getLogger("ray").setLevel(logging.ERROR)
     command = ["python", "-P", "-m", "fabric.cli", "sweep", "job.yaml", "--address", "auto", "--out", out]
     command += ["--scale", scale] if scale else []
     command += [part for override in overrides for part in ("--set", override)]
+    _answers(address)
     with asked_for_token(address):
         return _submitted(JobSubmissionClient(address), job, command, wait)
+
+
+def _answers(address: str) -> None:
+    """Raises ConnectionError where no job server of Ray's answers in time: Ray's own client would wait for ever."""
+    import urllib.error
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=ANSWER_WITHIN) as answer:
+            is_ray = "ray_version" in json.load(answer)
+    except urllib.error.HTTPError as error:
+        is_ray = error.code in (401, 403)  # it asks for a token
+    except ValueError:
+        is_ray = False
+    except OSError as error:
+        why = getattr(error, "reason", error)
+        raise ConnectionError(
+            f"{address}: no job server answers ({why}); give the dashboard's address, like http://HOST:8265"
+        ) from None
+    if not is_ray:
+        raise ConnectionError(
+            f"{address} is a server, but no Ray job server; give the dashboard's address, like http://HOST:8265"
+        )
 
 
 def _submitted(client: JobSubmissionClient, job: str | Path, command: list[str], wait: bool) -> str:

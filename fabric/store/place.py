@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fabric.paths import real_path
 from kernels.folders import default_cache_root
 
 # What fsspec needs for each kind of object store; all of them can write an object only where there is none.
@@ -59,13 +60,18 @@ def is_url(given: object) -> bool:
 def located(given: str | Path | Url) -> Place:
     """What a user gave as an absolute path or a Url.
 
-    Raises ValueError for a URL of a kind that cannot keep records, or without a bucket.
+    Raises ValueError for what is no path, a URL of a kind that cannot keep records, or one without a bucket.
     """
     if not is_url(given):
-        return Path(str(given)).expanduser().resolve()
+        return real_path(Path(str(given)))
     scheme, _, rest = str(given).partition("://")
     if scheme == "file":
-        return Path(rest).resolve()
+        path = rest.removeprefix("localhost")
+        if not path.startswith("/"):
+            raise ValueError(
+                f"{given}: file:// takes an absolute path (file:///…); write {rest} for a folder here"
+            )
+        return real_path(Path(path))
     if scheme not in PACKAGES:
         allowed = ", ".join(f"{name}://" for name in PACKAGES)
         raise ValueError(f"{given}: records are kept in a folder, or at {allowed}; choose one of these")

@@ -6,6 +6,8 @@ import argparse
 import os
 import sys
 
+NUMBERS = ("RANK", "WORLD_SIZE", "MASTER_PORT")
+
 
 def main() -> int:
     """Train one arm with one seed on the ranks torchrun started; 0 when it is finished, 2 for a mistake in the job."""
@@ -20,11 +22,14 @@ def main() -> int:
 
     import torch
 
-    from fabric.job.document import JobError
     from fabric.running import one_line, run
     from fabric.train.group import Group
 
-    is_started = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    try:
+        is_started = _is_started()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if is_started:
         on_gpu = torch.cuda.is_available()
         if on_gpu:
@@ -45,7 +50,7 @@ def main() -> int:
             on_row=lambda row: print(one_line(row), flush=True),
             group=group,
         )
-    except (JobError, ValueError) as error:
+    except (ValueError, OSError) as error:
         if leads:
             print(f"error: {error}", file=sys.stderr)
         return 2
@@ -57,6 +62,22 @@ def main() -> int:
     if leads:
         print(f"{final['id']} {final['state']}: val_loss {final['val_loss']}")
     return 0 if final["state"] == "finished" else 1
+
+
+def _is_started() -> bool:
+    """Whether torchrun (or the like) started this process as a rank. Raises ValueError for half of its variables."""
+    given = {name: os.environ[name] for name in (*NUMBERS, "MASTER_ADDR") if name in os.environ}
+    if not {"RANK", "WORLD_SIZE"} & set(given):
+        return False
+    if missing := [name for name in (*NUMBERS, "MASTER_ADDR") if name not in given]:
+        raise ValueError(
+            f"the environment has {', '.join(given)}, but not {', '.join(missing)}: start the ranks with torchrun, or "
+            "unset them for one process"
+        )
+    for name in NUMBERS:
+        if not given[name].isdecimal():
+            raise ValueError(f"{name}={given[name]!r} in the environment is no number; torchrun sets it")
+    return True
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ def run(
         return Outcome(FINISHED, before.reason or {}, before.step, final)
     process.settle(trial)
     newest = newest_checkpoint(record, group.told(record.checkpoints()))
+    _must_agree(group, None if newest is None else newest[0].step)
     resumed = (newest[0].step, newest[0].attempt) if newest else (0, None)
     who = {**(provenance or {}), **process.provenance(trial), "evaluation": trial.evaluation_key}
     who["order"] = trial.data.order
@@ -112,6 +113,17 @@ def run(
     finally:
         if training is not None and training.engine.stream is not None:
             training.engine.stream.close()
+
+
+def _must_agree(group: Group, step: int | None) -> None:
+    """Raises RuntimeError, on every rank, where the ranks would go on from different checkpoints."""
+    steps = group.gathered(step)
+    if len(set(steps)) > 1:
+        found = ", ".join(f"rank {i}: {'none' if s is None else f'step {s}'}" for i, s in enumerate(steps))
+        raise RuntimeError(
+            f"the ranks find different checkpoints to go on from ({found}): keep the records where all nodes see "
+            "them, in a shared folder or at an s3:// URL (--out)"
+        )
 
 
 # Extension modules count what is still frozen when the interpreter ends as leaked, and say so on stderr.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from cli_kit import JOB, write_job
+from ranks_kit import free_port
 
 import fabric
 from fabric import trained
@@ -291,6 +292,65 @@ def test_a_mistake_in_the_job_is_said_by_one_of_torchrun_s_ranks(tmp_path):
     assert said[0] == ""
     assert said[1].startswith(f"error: {job}:5: base.model.d_model = 'x'")
     assert len(said[1].splitlines()) == 1
+
+
+def two_ranks(job, outs, **environment):
+    """What each of two ranks, started without torchrun, ends with: exit code and what it said."""
+    base = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1"}
+    base |= {"MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", **environment}
+    command = [sys.executable, "-m", "fabric.train", str(job), "--out"]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(out)], env={**base, "RANK": str(i)}, stderr=subprocess.PIPE, text=True
+        )
+        for i, out in enumerate(outs)
+    ]
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    return [(rank.returncode, text) for rank, text in zip(ranks, said)]
+
+
+@pytest.mark.slow
+def test_ranks_that_share_no_folder_say_so(tmp_path):
+    outs = [tmp_path / "here", tmp_path / "there"]
+    (code, said), (other, silent) = two_ranks(write_job(tmp_path, JOB), outs)
+    assert (code, other, silent) == (2, 2, "")
+    assert said == (
+        f"error: --out {outs[0]}: rank 1 does not see what rank 0 writes there; give a folder that all nodes share, "
+        "or an s3:// URL\n"
+    )
+    assert not list(tmp_path.rglob("attempts")), "nothing was trained"
+
+
+@pytest.mark.slow
+def test_what_only_rank_0_can_find_wrong_is_said_once(tmp_path):
+    job = write_job(tmp_path, JOB.replace("path: text.txt", "path: empty.txt"))
+    (tmp_path / "empty.txt").write_text("")
+    (code, said), (other, silent) = two_ranks(job, [tmp_path / "runs"] * 2)
+    assert (code, other, silent) == (2, 2, "")
+    assert said.startswith(f"error: {job}:11: base.data.corpus.path: {tmp_path}/empty.txt is empty")
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "has RANK, WORLD_SIZE, but not MASTER_PORT, MASTER_ADDR"),
+        (
+            {"RANK": "x", "WORLD_SIZE": "1", "MASTER_ADDR": "h", "MASTER_PORT": "1"},
+            "RANK='x' in the environment",
+        ),
+    ],
+)
+def test_half_of_a_launcher_s_variables_are_a_mistake(monkeypatch, capsys, environment, words):
+    from fabric.train.__main__ import main
+
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["fabric.train", "job.yaml"])
+    assert main() == 2
+    assert words in capsys.readouterr().err
 
 
 def test_an_error_about_the_corpus_names_the_job_s_line(cli, tmp_path):

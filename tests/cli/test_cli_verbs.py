@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import http.server
 import inspect
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from cli_kit import write_job
+from cli_kit import JOB, write_job
 
 import fabric
 from fabric import cli as command_line
@@ -138,6 +141,52 @@ def test_results_and_their_files(cli, swept, tmp_path):
 def test_submitting_to_what_is_no_job_server_is_an_error(cli, tmp_path, address):
     cli("submit", write_job(tmp_path), "--address", address, code=2)
     assert cli.err.startswith(f"error: {address} is no job server")
+
+
+@pytest.fixture
+def server():
+    """Starts servers that answer everything with a text, or (None) with nothing."""
+    with contextlib.ExitStack() as stack:
+
+        def start(text):
+            class Answers(http.server.BaseHTTPRequestHandler):
+                def do_GET(self):
+                    if text is None:
+                        over.wait(20)
+                        return
+                    self.send_response(200)
+                    self.end_headers()
+                    self.wfile.write(text.encode())
+
+                def log_message(self, *_):
+                    pass
+
+            over = threading.Event()
+            started = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+            threading.Thread(target=started.serve_forever, daemon=True).start()
+            stack.callback(started.shutdown)
+            stack.callback(over.set)
+            return f"http://127.0.0.1:{started.server_port}"
+
+        yield start
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<html>hello</html>", "is a server, but no Ray job server"),
+        ('{"version": 1}', "is a server, but no Ray job server"),
+        (None, "no job server answers (timed out)"),
+    ],
+)
+def test_other_servers_are_told_from_a_job_server(cli, tmp_path, server, monkeypatch, text, said):
+    from fabric.runtime import submit
+
+    monkeypatch.setattr(submit, "ANSWER_WITHIN", 0.5)
+    job = write_job(tmp_path, JOB.replace("path: text.txt", f"path: {tmp_path}/text.txt"))
+    cli("submit", job, "--address", server(text), code=2)
+    assert said in cli.err
+    assert len(cli.err.splitlines()) == 1
 
 
 def test_status(cli, swept):

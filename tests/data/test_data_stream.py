@@ -245,6 +245,14 @@ def test_a_url_that_cannot_be_read_is_one_clear_error(tmp_path, corpus, words):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
+def test_a_column_of_lists_is_no_text(tmp_path):
+    pq.write_table(pa.table({"text": [["a", "b"], ["c"]]}), tmp_path / "a.parquet")
+    with pytest.raises(
+        CorpusError, match=r"a.parquet: field 'text' holds list<.*>, not text; set text_field"
+    ):
+        prepare(config_for(tmp_path), tmp_path / "cache")
+
+
 def test_a_path_may_not_be_a_url(tmp_path):
     with pytest.raises(ValueError, match="kind: url"):
         DataConfig(corpus={"kind": "files", "path": "s3://bucket/x"}, seq_len=8)

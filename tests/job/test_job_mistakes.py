@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from job_kit import BASE
 
-from fabric.job.document import JobError
+from fabric.job.document import JobError, read_yaml
 from fabric.job.load import load_job
 from fabric.planning.study import Machine, Study
 from fabric.store import Store
@@ -370,3 +371,26 @@ def test_a_value_that_is_neither_a_number_nor_a_word_is_one_mistake(tmp_path):
         (line,) = caught.value.messages
         assert "auto)" in line
         assert "true, false" in line or "a whole number" in line
+
+
+@pytest.mark.parametrize("times", ["*a{0}", "*a{0}, *a{0}, *a{0}, *a{0}, *a{0}, *a{0}, *a{0}, *a{0}"])
+def test_merges_of_merges_do_not_grow(tmp_path, times):
+    levels = [f"a{i}: &a{i} {{<<: [{times.format(i - 1)}], k{i}: 0}}" for i in range(1, 40)]
+    path = tmp_path / "job.yaml"
+    path.write_text("\n".join(["a0: &a0 {k0: 0}", *levels]))
+    began = time.monotonic()
+    found = read_yaml(path).data
+    assert time.monotonic() - began < 5
+    assert found["a39"] == {f"k{i}": 0 for i in range(40)}
+
+
+def test_merges_bring_what_yaml_says(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        "a: &a {x: 1, y: 1}\nb: &b {x: 2, z: 2}\nlist: {<<: [*a, *b], w: 0}\nown: {x: 9, <<: *a}\n"
+        "twice: {<<: *a, <<: *b}\nself: &self {<<: *self, v: 3}\n"
+    )
+    data = read_yaml(path).data
+    theirs = yaml.safe_load(path.read_text().rpartition("self:")[0])
+    assert {k: v for k, v in data.items() if k != "self"} == theirs
+    assert data["self"] == {"v": 3}

@@ -22,6 +22,7 @@ from planning_kit import (
 )
 
 from fabric.job.document import JobError
+from fabric.planning.study import Machine, Study
 from fabric.store import FAILED, FINISHED, Store
 
 GRID = {"mode": "grid", "axes": [NORMS]}
@@ -347,6 +348,16 @@ def test_running_out_of_memory_halves_the_micro_batch_and_is_no_failure():
     assert again.registry.micro_batch_size(task.trial) == 1
     again.ended(task.trial.id, "the memory monitor killed it", cause="memory")
     assert again.trials[trial.id].end == FAILED, "a micro-batch of one cannot be smaller"
+
+
+def test_the_micro_batch_that_is_halved_is_a_rank_s():
+    """Of four sequences on two workers each has two: two at once would be as before."""
+    job = job_of({"mode": "grid", "axes": [QK], "seeds": 1}, resources={"workers": 2})
+    machine = Machine(ranks=job.config.resources.ranks)
+    study = Study(job, memory_store(), lambda data: "0" * 64, machine)
+    task = study.next_task()
+    study.ended(task.trial.id, "the memory monitor killed it", cause="memory")
+    assert study.registry.micro_batch_size(task.trial) == 1
 
 
 def test_preemptions_are_counted_apart_from_failures():

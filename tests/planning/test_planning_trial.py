@@ -129,11 +129,25 @@ def test_the_order_of_keys_does_not_enter(rng):
         ("train.optimizer.lr", "3e-3"),
         ("train.clip_norm", 1),
         ("model.norm", {"eps": 1e-5}),
+        ("ranks.workers", 2),
+        ("ranks.workers", [1, 2]),
+        ("ranks", {"engine": "deepspeed", "zero_stage": 2}),
     ],
 )
 def test_what_changes_no_number_does_not_enter(path, value):
     """Paths, threads, cadences; a default written out; another spelling of the same number."""
     assert changed(path, value).id == trial().id
+
+
+def test_a_stream_s_workers_enter():
+    """Each reads units of its own, so other rows come together in a batch."""
+    stream = {"stream": {"unit_bytes": 2048, "held_out_bytes": 4096}}
+    data = {**body()["data"], **stream}
+    ids = [trial(data=data, ranks={"workers": n}).id for n in (1, [1], [1, 1], 2, [2], [1, 2], 4)]
+    assert ids[0] == ids[1] == ids[2]
+    assert ids[3] == ids[4]
+    assert len(set(ids)) == 4
+    assert trial(data=data).id == ids[0]
 
 
 def numeric_fields(value: Any, path: str = "") -> list[tuple[str, Any]]:

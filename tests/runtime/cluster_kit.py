@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 
 import yaml
 from drill_kit import ROOT, descendants, ray_of
+from ranks_kit import free_port
 
 FILE = ROOT / "cluster" / "on-premise.yaml"
 # Ours, for nodes on one machine: small, quick to notice a death, and no dashboard unless asked for.
@@ -32,12 +32,6 @@ QUICK = {
     "RAY_health_check_failure_threshold": "4",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start_command(kind: str) -> tuple[dict[str, str], list[str]]:

@@ -164,6 +164,18 @@ def test_a_checkpoint_of_two_goes_on_alone_and_back(pair, cached, alone, tmp_pat
     agree(pair.train(trial, tmp_path / "b", cached[1].path), alone["fp32"])
 
 
+@pytest.mark.filterwarnings("ignore:checkpoint .* is damaged")
+def test_ranks_that_would_go_on_from_different_steps_do_not(pair, cached, alone, tmp_path):
+    trial = trial_of(cached)
+    (middle,) = [r[0] for r in alone["fp32"] if r[4] is not None and r[0] < 20]
+    train(trial_of(cached, workers=1).model_dump_json(), tmp_path / "0", cached[1].path, middle)
+    with pytest.raises(
+        RuntimeError, match=r"rank 0: step \d+, rank 1: none\): keep the records where all nodes"
+    ):
+        pair.train(trial, tmp_path / "{rank}", cached[1].path)
+    assert Store(tmp_path / "0").trial(trial.id).attempt_numbers() == [1], "no attempt was begun"
+
+
 @pytest.mark.parametrize("leaver", [0, 1])
 def test_all_leave_with_a_checkpoint_when_one_is_taken_away(pair, cached, alone, tmp_path, leaver):
     trial = trial_of(cached, "zero2")
@@ -209,14 +221,14 @@ def test_deepspeed_reads_a_stream_as_torchs_engine_does(pair, tmp_path, engine):
 def test_two_ranks_of_a_stream_never_read_one_row_and_one_goes_on_where_both_were(pair, tmp_path):
     """After twenty steps every row of the first units is read once, whoever read it."""
     cached = a_stream(tmp_path)
-    trial = trial_of(cached)
+    trial = trial_of(cached, workers=(1, 2))
     rows = pair.train(trial, tmp_path / "a", cached[1].path, 10)
     record = Store(tmp_path / "a").trial(trial.id)
     mine, theirs = (rows_read(record, rank) for rank in range(2))
     assert len(mine) == len(theirs) == 10 * trial.train.batch_size / 2
     assert not set(mine) & set(theirs)
     assert len({r[3] for r in rows}) == 10, "a hash a batch, of both ranks' rows"
-    alone = train(trial_of(cached, workers=1).model_dump_json(), tmp_path / "a", cached[1].path)
+    alone = train(trial.model_dump_json(), tmp_path / "a", cached[1].path)
     assert [r[0] for r in alone] == list(range(1, 21))
     everything = rows_read(record, 0) + theirs
     assert len(set(everything)) == len(everything) == 20 * trial.train.batch_size

@@ -9,8 +9,10 @@ from typing import Any, Literal, Self
 
 from pydantic import field_validator
 
-from fabric.data.corpus import CorpusError, Source, at_home, reading
+from fabric.data.corpus import CorpusError, Source, reading
 from fabric.data.rules import PROBE_BYTES, TextFiles, check_pattern, is_hidden_or_about, splits_of_names
+from fabric.paths import there
+from kernels.folders import at_home
 
 MOST_ENTRIES = 200_000  # files and folders looked at in one corpus
 EVERYTHING = "**/*"
@@ -46,7 +48,8 @@ class FilesConfig(TextFiles):
 
     def resolved(self, base_dir: Path) -> Self:
         found = super().resolved(base_dir)
-        found._refuse_what_is_no_corpus()
+        if there(found.path) is None:
+            found._refuse_what_is_no_corpus()
         return found
 
     def sources(self, cache_root: Path) -> list[Source]:
@@ -63,6 +66,7 @@ class FilesConfig(TextFiles):
         known = sorted(n for n in found if self.is_known(n))
         if not known:
             raise self.no_text(str(root), self.include, list(found))
+        self.refuse_packed(str(root), sorted(found))
         splits = splits_of_names(str(root), known)
         return [self._source(found[name], splits[name]) for name in known]
 

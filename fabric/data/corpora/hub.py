@@ -12,9 +12,10 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from fabric.data.corpora.url import UrlConfig
-from fabric.data.corpus import CorpusConfig, CorpusError, Source, at_home
+from fabric.data.corpus import CorpusConfig, CorpusError, Source
 from fabric.data.disk import beside, sha256_of
 from fabric.data.rules import published_split
+from kernels.folders import at_home
 
 
 class HubConfig(CorpusConfig):

@@ -74,6 +74,7 @@ class UrlConfig(TextFiles):
         known = [n for n in names if self.is_known(n)]
         if not known:
             raise self.no_text(self.url, self.include, names)
+        self.refuse_packed(self.url, names)
         return {name: below[name] for name in known}
 
     def _kept(self, cache_root: Path) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fabric.data.tokenizer import Tokenizer, TokenizerConfig, load_tokenizer, vocab_size_of
+from kernels.folders import at_home
 
 
 class FileConfig(TokenizerConfig):
@@ -23,7 +24,7 @@ class FileConfig(TokenizerConfig):
     eos: str | None = None
 
     def _file(self) -> Path:
-        path = self.path.expanduser()
+        path = at_home(self.path)
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
             raise ValueError(f"no tokenizer at {file}; give a tokenizer.json or a folder that holds one")

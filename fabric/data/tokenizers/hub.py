@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from fabric.data.disk import canonical_json, sha256_of, write_atomic
 from fabric.data.tokenizer import Tokenizer, TokenizerConfig, tokenizer_from_json, vocab_size_of
+from kernels.folders import at_home
 
 
 class HubTokenizerConfig(TokenizerConfig):
@@ -25,7 +26,7 @@ class HubTokenizerConfig(TokenizerConfig):
     eos: str | None = None
 
     def resolved(self, base_dir: Path) -> Self:
-        local = base_dir / Path(self.name).expanduser()
+        local = base_dir / at_home(Path(self.name))
         return self.model_copy(update={"name": str(local.resolve())}) if local.is_dir() else self
 
     def _snapshot(self, cache_root: Path) -> dict[str, str | None]:
