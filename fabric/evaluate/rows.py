@@ -26,7 +26,7 @@ class TaskDataError(ValueError):
 class Table:
     """Where one split of a data set is.
 
-    `files`: paths below the data folder, tried in order. `columns`: names of a file without a header (None: the header,
+    `files`: paths below the data folder, tried in order; a folder stands for all its .jsonl files. `columns`: names of a file without a header (None: the header,
     or JSON's keys). `rename`: a file's own names for the hub's. `hub`: repository, configuration and split.
     """
 
@@ -77,10 +77,11 @@ def read_table(table: Table, folder: Path | None) -> list[Row]:
     """
     tried = [] if folder is None else [real_path(folder / name) for name in table.files]
     for path in tried:
-        if path.is_file():
-            rows = list(_renamed(_rows_of(path, table), table.rename))
-            if not rows:
-                raise TaskDataError(f"{path} holds no rows")
+        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path] if path.is_file() else []
+        rows = [row for file in files for row in _renamed(_rows_of(file, table), table.rename)]
+        if files and not rows:
+            raise TaskDataError(f"{path} holds no rows")
+        if rows:
             return rows
     if table.hub is None or folder is not None:
         places = ", ".join(map(str, tried)) or "no folder was named"
