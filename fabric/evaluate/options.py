@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fabric.evaluate.likelihood import ROWS, Likelihood, Request, fitted, likelihoods
 from fabric.evaluate.rows import Row, Table, TaskDataError, read_table
-from fabric.evaluate.scores import Score, bootstrapped, share
+from fabric.evaluate.scores import Score, bootstrapped, mean_of_shares, share
 
 if TYPE_CHECKING:
     from fabric.evaluate.subject import Subject
@@ -28,7 +28,7 @@ class OptionTask:
     """A task in a few lines: where its rows are, and what prompt, options and answer are in one.
 
     `about`: what it asks, and where templates are from. `content_free`: the prompt of calibration. `group`: what scores
-    are averaged over, each with the same weight (BLiMP's paradigms). `metrics`: of `METRICS`, the first is the headline.
+    are averaged over, each with the same weight (BLiMP's paradigms). `metrics`: "accuracy", or of `METRICS`; the first is the headline.
     """
 
     name: str
@@ -173,22 +173,19 @@ def _score(
 
 
 def _scores(task: OptionTask, items: Sequence[Item], outcomes: Sequence[Outcome]) -> dict[str, Score]:
+    chances = [1 / len(i.options) for i in items]
     found: dict[str, Score] = {}
     for name in task.metrics:
-        if name == "accuracy" and task.group is None:
-            found[name] = share([o.is_right for o in outcomes], [1 / len(i.options) for i in items])
-        else:
+        if name != "accuracy":
             found[name] = bootstrapped(outcomes, METRICS[name])
+        elif task.group is None:
+            found[name] = share([o.is_right for o in outcomes], chances)
+        else:
+            groups: dict[str, list[bool]] = {}
+            for outcome in outcomes:
+                groups.setdefault(outcome.group, []).append(outcome.is_right)
+            found[name] = mean_of_shares(list(groups.values()), sum(chances) / len(chances))
     return found
-
-
-def _accuracy(outcomes: Sequence[Outcome]) -> float:
-    """Over groups the mean of their shares."""
-    groups: dict[str, list[bool]] = {}
-    for outcome in outcomes:
-        groups.setdefault(outcome.group, []).append(outcome.is_right)
-    shares = [sum(g) / len(g) for g in groups.values()]
-    return sum(shares) / len(shares)
 
 
 def _matthews(outcomes: Sequence[Outcome]) -> float:
@@ -208,7 +205,6 @@ def _f1(average: str) -> Callable[[Sequence[Outcome]], float]:
 
 
 METRICS: dict[str, Callable[[Sequence[Outcome]], float]] = {
-    "accuracy": _accuracy,
     "matthews": _matthews,
     "f1": _f1("binary"),
     "f1_macro": _f1("macro"),

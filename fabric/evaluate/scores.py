@@ -79,6 +79,22 @@ def share(right: Sequence[bool], chances: Sequence[float] | None = None) -> Scor
     )
 
 
+def mean_of_shares(groups: Sequence[Sequence[bool]], chance: float) -> Score:
+    """The mean of each group's share of right items, every group with the same weight; `chance` of an item.
+
+    The interval is normal, by the shares' own variances. Raises ValueError where a group has no items.
+    """
+    if not groups or not all(map(len, groups)):
+        raise ValueError("a mean of shares needs groups, and items in each of them")
+    shares = [sum(map(bool, g)) / len(g) for g in groups]
+    value, n = sum(shares) / len(shares), sum(map(len, groups))
+    z = float(stats.norm.ppf((1 + LEVEL) / 2)) / len(groups)
+    half = z * math.sqrt(sum(p * (1 - p) / len(g) for p, g in zip(shares, groups, strict=True)))
+    spread = z * math.sqrt(sum(chance * (1 - chance) / len(g) for g in groups))
+    low, high = max(0.0, value - half), min(1.0, value + half)
+    return Score(value, low, high, n, chance, chance - spread, chance + spread)
+
+
 def bootstrapped(outcomes: Sequence[T], metric: Metric[T]) -> Score:
     """Any metric of all outcomes, with the percentiles of it over items drawn anew. Raises ValueError without items."""
     n = len(outcomes)
