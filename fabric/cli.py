@@ -305,9 +305,7 @@ def evaluate(
     from fabric.printing import print_json, print_measured
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    found = measure(
-        target, names, data=data, shots=shots, calibrated=calibrated, limit=limit, seed=seed
-    )
+    found = measure(target, names, data=data, shots=shots, calibrated=calibrated, limit=limit, seed=seed)
     print_json([m.as_dict() for m in found]) if json else print_measured(found)
 
 

@@ -56,9 +56,9 @@ def measure(
     """A trial's, a Hugging Face folder's or a GGUF file's scores on tasks, in the order they are named.
 
     `data`: the folder that holds the tasks' files (default: $FABRIC_DATA; without either they come from the hub).
-    `shots`: solved examples before each prompt, the same for all, drawn by `seed`. `limit`: items of each task, from the
-    first. Raises ValueError for an unknown task, and for data that is missing or not as it should be, before the model
-    is loaded; then for an option that is longer than the model's context.
+    `shots`: solved examples before each prompt, the same for all, drawn by `seed`. `limit`: items of each task, the
+    first ones. Raises ValueError for an unknown task, and for data that is missing or not as it should be, before the
+    model is loaded; then for an option that is longer than the model's context.
     """
     folder = data if data is not None else os.environ.get("FABRIC_DATA")
     chosen = [task_of(name) for name in tasks]

@@ -117,8 +117,8 @@ class Cache:
         if capacity < self.n_tokens:
             raise ValueError(f"{self.n_tokens} tokens do not fit in a cache of {capacity}")
         tensors = [x for layer in self.layers for x in layer.tensors]
-        like = {"dtype": tensors[0].dtype, "device": tensors[0].device} if tensors else {}
-        new = Cache(self.config, len(rows), capacity, **like)
+        like = tensors[0] if tensors else torch.empty(0)
+        new = Cache(self.config, len(rows), capacity, like.dtype, like.device)
         for kept, layer in zip(new.layers, self.layers, strict=True):
             for to, x in zip(kept.tensors, layer.tensors, strict=True):
                 n = min(self.n_tokens, x.shape[1])

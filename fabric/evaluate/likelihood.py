@@ -151,7 +151,9 @@ class _Walk:
         """Indices of the nodes that go through the model together, and all that follows on them."""
         longest = [max(map(len, self.texts[n.lo : n.hi])) for n in nodes]
         # Texts that end are put by length, so that little is padded; others stay beside their like.
-        order = sorted(range(len(nodes)), key=lambda i: (nodes[i].is_last, longest[i] if nodes[i].is_last else 0))
+        order = sorted(
+            range(len(nodes)), key=lambda i: (nodes[i].is_last, longest[i] if nodes[i].is_last else 0)
+        )
         group: list[int] = []
         leaves = deepest = 0
         for i in order:

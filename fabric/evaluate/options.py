@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from fabric.evaluate.likelihood import ROWS, Likelihood, Request, fitted, likelihoods
 from fabric.evaluate.rows import Row, Table, TaskDataError, read_table
-from fabric.evaluate.scores import Score, bootstrapped, mean_of_shares, share
+from fabric.evaluate.scores import Score, mean_of_shares, of_confusion, share
 
 if TYPE_CHECKING:
     from fabric.evaluate.subject import Subject
@@ -27,8 +29,8 @@ SHOTS_SEPARATOR = "\n\n"
 class OptionTask:
     """A task in a few lines: where its rows are, and what prompt, options and answer are in one.
 
-    `about`: what it asks, and where templates are from. `content_free`: the prompt of calibration. `group`: what scores
-    are averaged over, each with the same weight (BLiMP's paradigms). `metrics`: "accuracy", or of `METRICS`; the first is the headline.
+    `about`: what it asks. `content_free`: the prompt of calibration. `group`: what scores are averaged over, each with
+    the same weight (BLiMP's paradigms). `metrics`: "accuracy", or of `METRICS`; the first is the headline.
     """
 
     name: str
@@ -94,7 +96,9 @@ def load_items(
     be, ValueError for calibration of a task that has no prompt without content, and for examples it has no rows for.
     """
     if calibrated and task.content_free is None:
-        raise ValueError(f"{task.name} has no prompt without content to calibrate with; leave calibration out")
+        raise ValueError(
+            f"{task.name} has no prompt without content to calibrate with; leave calibration out"
+        )
     before = _examples(task, folder, n_shots, seed)
     rows = read_table(task.rows, folder)[:limit]
     return [_item(task, row, before, calibrated) for row in rows]
@@ -164,9 +168,7 @@ def _request(subject: Subject, prompt: str, option: str, where: str) -> Request:
     return Request(tuple(whole[:n]), tuple(whole[n:]))
 
 
-def _score(
-    task: OptionTask, item: Item, request: Request, likelihood: Likelihood, calibration: Any
-) -> float:
+def _score(task: OptionTask, item: Item, request: Request, likelihood: Likelihood, calibration: Any) -> float:
     if item.content_free is not None:
         return float(likelihood.nats - next(calibration).nats)
     return likelihood.nats / len(request.continuation) if task.score == "mean" else likelihood.nats
@@ -177,7 +179,7 @@ def _scores(task: OptionTask, items: Sequence[Item], outcomes: Sequence[Outcome]
     found: dict[str, Score] = {}
     for name in task.metrics:
         if name != "accuracy":
-            found[name] = bootstrapped(outcomes, METRICS[name])
+            found[name] = of_confusion(_confusion(outcomes), METRICS[name])
         elif task.group is None:
             found[name] = share([o.is_right for o in outcomes], chances)
         else:
@@ -188,24 +190,33 @@ def _scores(task: OptionTask, items: Sequence[Item], outcomes: Sequence[Outcome]
     return found
 
 
-def _matthews(outcomes: Sequence[Outcome]) -> float:
-    from sklearn.metrics import matthews_corrcoef
-
-    return float(matthews_corrcoef([o.answer for o in outcomes], [o.guess for o in outcomes]))
-
-
-def _f1(average: str) -> Callable[[Sequence[Outcome]], float]:
-    def metric(outcomes: Sequence[Outcome]) -> float:
-        from sklearn.metrics import f1_score
-
-        answers, guesses = [o.answer for o in outcomes], [o.guess for o in outcomes]
-        return float(f1_score(answers, guesses, average=average, zero_division=0))
-
-    return metric
+def _confusion(outcomes: Sequence[Outcome]) -> np.ndarray:
+    """How often each answer got each guess, [answers, guesses]."""
+    n_options = max(len(o.scores) for o in outcomes)
+    counts_KK = np.zeros((n_options, n_options), dtype=np.int64)
+    for outcome in outcomes:
+        counts_KK[outcome.answer, outcome.guess] += 1
+    return counts_KK
 
 
-METRICS: dict[str, Callable[[Sequence[Outcome]], float]] = {
+def _matthews(counts: np.ndarray) -> np.ndarray:
+    """The correlation of answers and guesses (Gorodkin 2004, for any number of classes); 0 for a constant guess."""
+    n, right = counts.sum((-2, -1)), counts.trace(axis1=-2, axis2=-1)
+    answers, guesses = counts.sum(-1), counts.sum(-2)
+    covariance = right * n - (answers * guesses).sum(-1)
+    spread = np.sqrt((n**2 - (answers**2).sum(-1)).astype(float) * (n**2 - (guesses**2).sum(-1)))
+    return np.divide(covariance, spread, out=np.zeros_like(spread), where=spread > 0)
+
+
+def _f1_each(counts: np.ndarray) -> np.ndarray:
+    """F1 of every class; 0 where it is neither an answer nor a guess."""
+    right = np.diagonal(counts, axis1=-2, axis2=-1)
+    either = (counts.sum(-1) + counts.sum(-2)).astype(float)
+    return np.divide(2 * right, either, out=np.zeros_like(either), where=either > 0)
+
+
+METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "matthews": _matthews,
-    "f1": _f1("binary"),
-    "f1_macro": _f1("macro"),
+    "f1": lambda counts: _f1_each(counts)[..., 1],
+    "f1_macro": lambda counts: _f1_each(counts).mean(-1),
 }

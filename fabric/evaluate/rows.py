@@ -26,8 +26,9 @@ class TaskDataError(ValueError):
 class Table:
     """Where one split of a data set is.
 
-    `files`: paths below the data folder, tried in order; a folder stands for all its .jsonl files. `columns`: names of a file without a header (None: the header,
-    or JSON's keys). `rename`: a file's own names for the hub's. `hub`: repository, configuration and split.
+    `files`: paths below the data folder, tried in order; a folder stands for all its .jsonl files. `columns`: names
+    of a file without a header (None: the header, or JSON's keys). `rename`: a file's own names for the hub's. `hub`:
+    repository, configuration and split.
     """
 
     files: tuple[str, ...]
@@ -66,7 +67,9 @@ class Row:
         found = allowed.get(value, allowed.get(str(value)))
         if found is None:
             names = ", ".join(map(repr, allowed))
-            raise TaskDataError(f"{self.where}: {name} = {value!r} is no label of this task; allowed: {names}")
+            raise TaskDataError(
+                f"{self.where}: {name} = {value!r} is no label of this task; allowed: {names}"
+            )
         return found
 
 
@@ -85,7 +88,9 @@ def read_table(table: Table, folder: Path | None) -> list[Row]:
             return rows
     if table.hub is None or folder is not None:
         places = ", ".join(map(str, tried)) or "no folder was named"
-        raise TaskDataError(f"its data is not here (tried: {places}); name the folder that holds it with --data")
+        raise TaskDataError(
+            f"its data is not here (tried: {places}); name the folder that holds it with --data"
+        )
     return list(_from_hub(*table.hub))
 
 
@@ -102,7 +107,9 @@ def _rows_of(path: Path, table: Table) -> Iterator[Row]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise TaskDataError(f"{path} is not UTF-8 at byte {error.start}") from None
-    reader = _json_lines if path.suffix in (".jsonl", ".ndjson") else _json if path.suffix == ".json" else _tabbed
+    reader = (
+        _json_lines if path.suffix in (".jsonl", ".ndjson") else _json if path.suffix == ".json" else _tabbed
+    )
     yield from reader(path, text, table)
 
 

@@ -71,12 +71,8 @@ def share(right: Sequence[bool], chances: Sequence[float] | None = None) -> Scor
     low, high = (float(interval.low), float(interval.high)) if n > 1 else (None, None)
     if chances is None:
         return Score(k / n, low, high, n)
-    guessed = stats.poisson_binom(np.asarray(chances, dtype=float))
-    tail = (1 - LEVEL) / 2
-    chance = float(np.mean(chances))
-    return Score(
-        k / n, low, high, n, chance, float(guessed.ppf(tail)) / n, float(guessed.ppf(1 - tail)) / n
-    )
+    guessed_low, guessed_high = _guessed(chances)
+    return Score(k / n, low, high, n, float(np.mean(chances)), guessed_low / n, guessed_high / n)
 
 
 def mean_of_shares(groups: Sequence[Sequence[bool]], chance: float) -> Score:
@@ -104,6 +100,22 @@ def bootstrapped(outcomes: Sequence[T], metric: Metric[T]) -> Score:
     if n == 1:
         return Score(value, None, None, n)
     low, high = _percentiles(_drawn(n, lambda rows: metric([outcomes[i] for i in rows])))
+    return Score(value, low, high, n)
+
+
+def of_confusion(counts_KK: np.ndarray, metric: Callable[[np.ndarray], np.ndarray]) -> Score:
+    """A metric of a table of (answer, guess) counts, with the percentiles of it over items drawn anew.
+
+    `metric` takes tables [..., K, K] and gives one value each. Raises ValueError for an empty table.
+    """
+    n = int(counts_KK.sum())
+    if not n:
+        raise ValueError("a metric of no items; give at least one")
+    value = float(metric(counts_KK))
+    if n == 1:
+        return Score(value, None, None, n)
+    drawn = np.random.default_rng(DRAWS_SEED).multinomial(n, counts_KK.ravel() / n, DRAWS)
+    low, high = _percentiles(metric(drawn.reshape(DRAWS, *counts_KK.shape)))
     return Score(value, low, high, n)
 
 
@@ -135,6 +147,16 @@ def paired(a: Sequence[T], b: Sequence[T], metric: Metric[T]) -> Difference:
     return Difference(value, low, high, min(1.0, 2 * max(float(beyond), 1 / (len(found) + 1))), n)
 
 
+def _guessed(chances: Sequence[float]) -> tuple[int, int]:
+    """The number of items a guesser gets stays between these, 95 times of 100: a sum of binomials, one a chance."""
+    counts, n_each = np.unique(np.asarray(chances, dtype=float), return_counts=True)
+    mass = np.ones(1)
+    for p, n in zip(counts, n_each, strict=True):
+        mass = np.convolve(mass, stats.binom.pmf(np.arange(n + 1), n, p))
+    below, tail = np.cumsum(mass), (1 - LEVEL) / 2
+    return int(np.searchsorted(below, tail)), int(np.searchsorted(below, 1 - tail))
+
+
 def _same_number(a: Sequence[Any], b: Sequence[Any]) -> int:
     if len(a) != len(b) or not a:
         raise ValueError(f"{len(a)} and {len(b)} outcomes: a paired comparison needs the same items of both")
@@ -154,7 +176,10 @@ def _percentiles(values: np.ndarray) -> tuple[float, float]:
 def _newcombe(both: int, only_a: int, only_b: int, n: int) -> tuple[float, float]:
     """The interval of share(b) - share(a): Wilson's of each, joined by their correlation."""
     k_a, k_b = both + only_a, both + only_b
-    shares, wilson = (k_a / n, k_b / n), [stats.binomtest(k, n).proportion_ci(LEVEL, "wilson") for k in (k_a, k_b)]
+    shares, wilson = (
+        (k_a / n, k_b / n),
+        [stats.binomtest(k, n).proportion_ci(LEVEL, "wilson") for k in (k_a, k_b)],
+    )
     (p_a, p_b), (a, b) = shares, wilson
     neither = n - both - only_a - only_b
     product = k_a * (n - k_a) * k_b * (n - k_b)

@@ -51,7 +51,9 @@ class Unigram(Stub):
         return self.logits_V.expand(*ids_BT.shape, -1)
 
     def new_cache(self, batch_size, capacity):
-        return SimpleNamespace(layers=[], capacity=capacity, taken=lambda rows, n: self.new_cache(len(rows), n))
+        return SimpleNamespace(
+            layers=[], capacity=capacity, taken=lambda rows, n: self.new_cache(len(rows), n)
+        )
 
 
 def test_a_copying_oracle_recalls_everything(cache):

@@ -17,14 +17,23 @@ VOCAB = 13
 MIXERS = {
     "gqa": {"kind": "gqa", "n_heads": 4, "n_kv_heads": 2},
     "window": {"kind": "mha", "n_heads": 4, "window": 4},
-    "mla": {"kind": "mla", "n_heads": 4, "kv_latent_dim": 8, "qk_nope_dim": 8, "qk_rope_dim": 8, "v_head_dim": 8},
+    "mla": {
+        "kind": "mla",
+        "n_heads": 4,
+        "kv_latent_dim": 8,
+        "qk_nope_dim": 8,
+        "qk_rope_dim": 8,
+        "v_head_dim": 8,
+    },
     "nope": {"kind": "mha", "n_heads": 4, "position": "nope"},
 }
 
 
 def model_of(mixer):
     body = {"vocab_size": VOCAB, "d_model": 32, "n_layers": 2, "max_seq_len": 24, "mixer": mixer}
-    return build(ModelConfig.model_validate({**body, "ffn": {"kind": "swiglu", "d_ff": 48}, "init": {"std": 0.3}}))
+    return build(
+        ModelConfig.model_validate({**body, "ffn": {"kind": "swiglu", "d_ff": 48}, "init": {"std": 0.3}})
+    )
 
 
 MODELS = {name: model_of(mixer).eval() for name, mixer in MIXERS.items()}

@@ -6,13 +6,17 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from sklearn.metrics import f1_score, matthews_corrcoef
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import confusion_matrix, f1_score, matthews_corrcoef
 
 from fabric.data.tokenizer import ByteTokenizer
-from fabric.evaluate.options import METRICS, Outcome, load_items, score_items
+from fabric.evaluate.options import METRICS, load_items, score_items
 from fabric.evaluate.rows import TaskDataError
+from fabric.evaluate.scores import of_confusion
 from fabric.evaluate.subject import Subject
 from fabric.evaluate.tasks import task, tasks
 from models import ModelConfig, build
@@ -66,9 +70,15 @@ def folder(tmp_path_factory) -> Path:
 def subject() -> Subject:
     """A tiny model over bytes."""
     body = {"vocab_size": 257, "d_model": 32, "n_layers": 2, "max_seq_len": 256, "init": {"std": 0.3}}
-    config = {**body, "mixer": {"kind": "gqa", "n_heads": 4, "n_kv_heads": 2}, "ffn": {"kind": "swiglu", "d_ff": 48}}
+    config = {
+        **body,
+        "mixer": {"kind": "gqa", "n_heads": 4, "n_kv_heads": 2},
+        "ffn": {"kind": "swiglu", "d_ff": 48},
+    }
     model, tokenizer = build(ModelConfig.model_validate(config)).eval(), ByteTokenizer()
-    trained = SimpleNamespace(model=model, tokenizer=tokenizer, hf_tokenizer=None, prompt_ids=tokenizer.encode)
+    trained = SimpleNamespace(
+        model=model, tokenizer=tokenizer, hf_tokenizer=None, prompt_ids=tokenizer.encode
+    )
     return Subject.of(trained)
 
 
@@ -87,7 +97,16 @@ def test_templates(folder, name):
 def test_real_data_is_read(name):
     """As many items as the published split (BLiMP: 100 of each paradigm's 1,000), and every answer occurs."""
     items = load_items(task(name), Path(REAL))
-    counts = {"sst2": 872, "cola": 527, "rte": 277, "cb": 56, "boolq": 3270, "wic": 638, "copa": 100, "mrpc": 1725}
+    counts = {
+        "sst2": 872,
+        "cola": 527,
+        "rte": 277,
+        "cb": 56,
+        "boolq": 3270,
+        "wic": 638,
+        "copa": 100,
+        "mrpc": 1725,
+    }
     assert len(items) == counts.get(name, 6700)
     answers = {i.answer for i in items}
     assert answers == ({0} if name == "blimp" else set(range(len(items[0].options))))
@@ -125,7 +144,8 @@ def test_calibration_takes_away_the_option_after_no_content(folder, subject):
     (first, *_) = items = load_items(chosen, folder, calibrated=True)
     found = score_items(chosen, items, subject).outcomes[0]
     expected = [
-        sum(by_itself(subject, first.prompt, o)) - sum(by_itself(subject, " It was", o)) for o in first.options
+        sum(by_itself(subject, first.prompt, o)) - sum(by_itself(subject, " It was", o))
+        for o in first.options
     ]
     assert found.scores == pytest.approx(expected, abs=2e-5)
     with pytest.raises(ValueError, match="blimp has no prompt without content"):
@@ -178,17 +198,44 @@ def test_bad_rows_are_told_with_file_and_line(tmp_path, name, file, text, said):
 def test_unknown_tasks_and_missing_data_are_told(tmp_path):
     with pytest.raises(ValueError, match="no task is named 'sst'; did you mean 'sst2'"):
         task("sst")
-    with pytest.raises(TaskDataError, match=r"its data is not here \(tried: .*sst2/dev.tsv, .*SST-2/dev.tsv\)"):
+    with pytest.raises(
+        TaskDataError, match=r"its data is not here \(tried: .*sst2/dev.tsv, .*SST-2/dev.tsv\)"
+    ):
         load_items(task("sst2"), tmp_path)
 
 
-def test_metrics_are_scikit_learns():
-    outcomes = [Outcome(g, a, (), "") for g, a in zip([1, 1, 0, 1, 0, 1, 1, 0, 1, 1], [1, 1, 1, 1, 0, 0, 1, 0, 1, 1])]
-    answers, guesses = [o.answer for o in outcomes], [o.guess for o in outcomes]
-    assert METRICS["matthews"](outcomes) == matthews_corrcoef(answers, guesses) == pytest.approx(0.5238, abs=1e-4)
-    assert METRICS["f1"](outcomes) == f1_score(answers, guesses) == pytest.approx(0.8571, abs=1e-4)
-    constant = [Outcome(1, a, (), "") for a in answers]
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))
+@pytest.mark.filterwarnings("ignore:A single label")
+def test_metrics_are_scikit_learns(pairs):
+    answers, guesses = [a for a, _ in pairs], [g for _, g in pairs]
+    table = confusion_matrix(answers, guesses, labels=[0, 1, 2])
+    assert METRICS["matthews"](table) == pytest.approx(matthews_corrcoef(answers, guesses), abs=1e-12)
+    each = f1_score(answers, guesses, labels=[0, 1, 2], average=None, zero_division=0)
+    assert METRICS["f1"](table) == pytest.approx(each[1])
+    assert METRICS["f1_macro"](table) == pytest.approx(each.mean())
+
+
+def test_the_specs_vectors():
+    answers, guesses = [1, 1, 1, 1, 0, 0, 1, 0, 1, 1], [1, 1, 0, 1, 0, 1, 1, 0, 1, 1]
+    table = confusion_matrix(answers, guesses)
+    assert METRICS["matthews"](table) == pytest.approx(0.5238, abs=1e-4)
+    assert METRICS["f1"](table) == pytest.approx(0.8571, abs=1e-4)
+    constant = confusion_matrix(answers, [1] * 10)
     assert METRICS["matthews"](constant) == 0.0
+    assert METRICS["f1"](constant) == pytest.approx(0.8235, abs=1e-4)
+
+
+def test_a_table_s_interval_is_a_bootstrap_over_items():
+    """Of accuracy it is near the normal one."""
+    table = np.array([[40, 10], [20, 30]])
+    found = of_confusion(table, lambda c: c.trace(axis1=-2, axis2=-1) / c.sum((-2, -1)))
+    half = 1.96 * (0.7 * 0.3 / 100) ** 0.5
+    assert found.value == 0.7
+    assert (found.low, found.high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.015)
+    assert of_confusion(np.array([[1, 0], [0, 0]]), METRICS["f1"]).low is None
+    with pytest.raises(ValueError, match="no items"):
+        of_confusion(np.zeros((2, 2), int), METRICS["f1"])
 
 
 def test_the_verb_s_function_reads_data_before_it_loads_a_model(folder, tmp_path):

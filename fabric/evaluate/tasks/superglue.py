@@ -120,12 +120,8 @@ TASKS = (
     OptionTask(
         name="mrpc",
         about="do two sentences say the same",
-        rows=Table(
-            ("mrpc/msr_paraphrase_test.txt",), ("nyu-mll/glue", "mrpc", "test"), rename=MRPC
-        ),
-        shots=Table(
-            ("mrpc/msr_paraphrase_train.txt",), ("nyu-mll/glue", "mrpc", "train"), rename=MRPC
-        ),
+        rows=Table(("mrpc/msr_paraphrase_test.txt",), ("nyu-mll/glue", "mrpc", "test"), rename=MRPC),
+        shots=Table(("mrpc/msr_paraphrase_train.txt",), ("nyu-mll/glue", "mrpc", "train"), rename=MRPC),
         prompt=lambda row: (
             f'{row.text("sentence1")}\nDoes this mean the same as "{row.text("sentence2")}"? Yes or No?\n'
         ),
