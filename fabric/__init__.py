@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fabric.exporting import export, generate
     from fabric.inspecting import describe_data, get_data, list_parts
     from fabric.job.document import JobError
+    from fabric.measuring import measure
     from fabric.planning.report import plan
     from fabric.results import results, status
     from fabric.running import run
@@ -31,6 +32,7 @@ _HOME = {
     "generate": "fabric.exporting",
     "get_data": "fabric.inspecting",
     "list_parts": "fabric.inspecting",
+    "measure": "fabric.measuring",
     "plan": "fabric.planning.report",
     "results": "fabric.results",
     "run": "fabric.running",
@@ -48,6 +50,7 @@ __all__ = [
     "generate",
     "get_data",
     "list_parts",
+    "measure",
     "plan",
     "results",
     "run",

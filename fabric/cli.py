@@ -285,6 +285,30 @@ def generate(
     typer.echo(text)
 
 
+@app.command("eval", rich_help_panel=MODEL)
+def evaluate(
+    target: TargetArgument,
+    tasks: Annotated[str, typer.Option(help="Names, with commas: sst2,blimp.")],
+    data: Annotated[
+        str | None, typer.Option(help="The folder with the tasks' files (default: $FABRIC_DATA).")
+    ] = None,
+    shots: Annotated[int, typer.Option(min=0, help="Solved examples before each prompt.")] = 0,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Less each option's likelihood after no content.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items of each task.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the examples.")] = 0,
+    json: Json = False,
+) -> None:
+    """Score a trained model on tasks."""
+    from fabric.measuring import measure
+    from fabric.printing import print_json, print_measured
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    found = measure(target, names, data=data, shots=shots, calibrated=calibrated, limit=limit, seed=seed)
+    print_json([m.as_dict() for m in found]) if json else print_measured(found)
+
+
 @app.command(rich_help_panel=MODEL)
 def export(
     target: TargetArgument,

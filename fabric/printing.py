@@ -18,6 +18,7 @@ from fabric.store import local
 
 if TYPE_CHECKING:
     from fabric.doctoring import Finding
+    from fabric.measuring import Measured
     from fabric.planning.report import Plan
     from fabric.results import Results, TrialStatus
 
@@ -260,3 +261,19 @@ def print_bench(found: Mapping[str, Any]) -> None:
     machine = found["machine"]
     where = f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB"
     console.print(f"{where}; threads: {found['threads']}; {found['versions']}", highlight=False)
+
+
+def print_measured(found: list[Measured]) -> None:
+    """Scores of tasks with their intervals; what a guesser gets too says so."""
+    console = _console()
+    table = table_of("task", "metric", "score", "95 % interval", "n", "chance", "")
+    for measured in found:
+        for name, score in measured.scores.items():
+            interval = "" if score.low is None else f"{score.low:.4f} to {score.high:.4f}"
+            chance = "" if score.chance is None else f"{score.chance:.3f}"
+            remark = "no better than chance" if score.is_chance else ""
+            table.add_row(measured.task, name, f"{score.value:.4f}", interval, str(score.n), chance, remark)
+    console.print(table)
+    for measured in found:
+        if measured.n_cut:
+            console.print(f"{measured.task}: {measured.n_cut} contexts were cut to the model's length")

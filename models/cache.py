@@ -109,6 +109,24 @@ class Cache:
             self.layers = larger.layers
         self.capacity = capacity
 
+    def taken(self, rows: Tensor, capacity: int) -> Cache:
+        """A cache of its own with these texts of the batch, in this order, and room for `capacity` tokens.
+
+        Raises ValueError for less room than the texts take, or for more than `max_seq_len`.
+        """
+        if capacity < self.n_tokens:
+            raise ValueError(f"{self.n_tokens} tokens do not fit in a cache of {capacity}")
+        tensors = [x for layer in self.layers for x in layer.tensors]
+        like = tensors[0] if tensors else torch.empty(0)
+        new = Cache(self.config, len(rows), capacity, like.dtype, like.device)
+        for kept, layer in zip(new.layers, self.layers, strict=True):
+            for to, x in zip(kept.tensors, layer.tensors, strict=True):
+                n = min(self.n_tokens, x.shape[1])
+                to[:, :n] = x[rows, :n]
+        new.n_tokens = self.n_tokens
+        new.key_mask_BS = None if self.key_mask_BS is None else self.key_mask_BS[rows]
+        return new
+
     def select(self, rows: Tensor) -> None:
         """Keep these texts of the batch, in this order; a text may be taken more than once (beam search)."""
         for layer in self.layers:

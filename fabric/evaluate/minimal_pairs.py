@@ -6,12 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-
-from fabric.train.loss import nll_per_token
-from fabric.train.step import autocast
-from kernels.cross_entropy import IGNORED
+from fabric.evaluate.likelihood import ROWS, Request, likelihoods
 
 if TYPE_CHECKING:
     from fabric.data.tokenizer import Tokenizer
@@ -53,7 +48,7 @@ def _pair(line: bytes, where: str) -> tuple[str, str]:
 
 
 def paradigm_accuracy(
-    model: Any, tokenizer: Tokenizer, folder: Path, *, batch_size: int = 32, precision: Any = "fp32"
+    model: Any, tokenizer: Tokenizer, folder: Path, *, batch_size: int = ROWS, precision: Any = "fp32"
 ) -> dict[str, float] | None:
     """By paradigm, the share of pairs whose good sentence has the higher sum of log-probabilities.
 
@@ -62,25 +57,10 @@ def paradigm_accuracy(
     is the mean over paradigms.
     """
     paradigms = read_pairs(folder)
-    texts = {text for pairs in paradigms.values() for pair in pairs for text in pair}
-    ids = {text: [tokenizer.eos_id, *tokenizer.encode(text)] for text in texts}
-    if max(map(len, ids.values())) - 1 > model.config.max_seq_len:
+    texts = sorted({text for pairs in paradigms.values() for pair in pairs for text in pair})
+    requests = [Request((tokenizer.eos_id,), tuple(tokenizer.encode(text))) for text in texts]
+    if max(len(r.continuation) for r in requests) > model.config.max_seq_len:
         return None
-    by_length = sorted(texts, key=lambda text: (len(ids[text]), text))  # little padding, the same every time
-    nats: dict[str, float] = {}
-    for start in range(0, len(by_length), batch_size):
-        batch = by_length[start : start + batch_size]
-        nats.update(zip(batch, _nats(model, [ids[text] for text in batch], precision), strict=True))
-    return {name: sum(nats[g] < nats[b] for g, b in pairs) / len(pairs) for name, pairs in paradigms.items()}
-
-
-def _nats(model: Any, ids: list[list[int]], precision: Any) -> list[float]:
-    """Summed negative log-likelihood of each row; shorter rows are padded on the right, which nothing before sees."""
-    padded_BT = pad_sequence([torch.tensor(row) for row in ids], batch_first=True, padding_value=0)
-    padded_BT = padded_BT.to(model.lm_head_weight.device)
-    lengths_B = torch.tensor([len(row) for row in ids], device=padded_BT.device)
-    scored_BT = torch.arange(1, padded_BT.shape[1], device=padded_BT.device) < lengths_B[:, None]
-    with autocast(padded_BT.device.type, precision):
-        nll_BT = nll_per_token(model, padded_BT[:, :-1], padded_BT[:, 1:].masked_fill(~scored_BT, IGNORED))
-    total: list[float] = nll_BT.double().sum(1).tolist()
-    return total
+    found = likelihoods(model, requests, rows=batch_size, precision=precision)
+    nats = {text: likelihood.nats for text, likelihood in zip(texts, found, strict=True)}
+    return {name: sum(nats[g] > nats[b] for g, b in pairs) / len(pairs) for name, pairs in paradigms.items()}

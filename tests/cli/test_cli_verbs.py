@@ -36,6 +36,7 @@ FUNCTIONS = {
     "data show": "describe_data",
     "data get": "get_data",
     "generate": "generate",
+    "eval": "measure",
     "export": "export",
     "doctor": "doctor",
     "bench": "bench",

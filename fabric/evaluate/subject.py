@@ -1,0 +1,34 @@
+"""A model that is measured, with what it takes to ask it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fabric.trained import Trained
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A causal model in evaluation mode, the encoding of its texts, and the id that stands before an empty context."""
+
+    model: Any
+    trained: Trained
+    first_id: int
+    precision: str = "fp32"
+
+    @classmethod
+    def of(cls, trained: Trained, precision: str = "fp32") -> Subject:
+        """What `load_trained` found; texts begin as its own tokenizer begins them."""
+        theirs = trained.hf_tokenizer
+        bos = None if theirs is None else theirs.bos_token_id
+        return cls(trained.model, trained, trained.tokenizer.eos_id if bos is None else bos, precision)
+
+    @property
+    def max_seq_len(self) -> int:
+        return int(self.model.config.max_seq_len)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, with what its tokenizer puts before it."""
+        return self.trained.prompt_ids(text)

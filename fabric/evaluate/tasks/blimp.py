@@ -1,0 +1,19 @@
+"""BLiMP (Warstadt et al. 2020, arXiv 1912.00582): 67 paradigms of minimal pairs; the headline is their mean."""
+
+from __future__ import annotations
+
+from fabric.evaluate.options import OptionTask
+from fabric.evaluate.rows import Table
+
+TASKS = (
+    OptionTask(
+        name="blimp",
+        about="which of two sentences is grammatical",
+        rows=Table(("blimp", "blimp/data")),
+        prompt=lambda row: "",
+        options=lambda row: (row.text("sentence_good"), row.text("sentence_bad")),
+        answer=lambda row: 0,
+        group=lambda row: row.text("UID"),
+        score="sum",
+    ),
+)

@@ -1,0 +1,249 @@
+"""Option scoring: templates, examples and scores, from rows in the forms their publishers use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import confusion_matrix, f1_score, matthews_corrcoef
+
+from fabric.data.tokenizer import ByteTokenizer
+from fabric.evaluate.options import METRICS, load_items, score_items
+from fabric.evaluate.rows import TaskDataError
+from fabric.evaluate.scores import of_confusion
+from fabric.evaluate.subject import Subject
+from fabric.evaluate.tasks import task, tasks
+from models import ModelConfig, build
+
+REAL = os.environ.get("FABRIC_DATA")
+FILES = {
+    "sst2/dev.tsv": "sentence\tlabel\nit 's \"fun \t1\na bore . \t0\n",
+    "sst2/train.tsv": "sentence\tlabel\nfine \t1\npoor \t0\n",
+    "cola/in_domain_dev.tsv": "gj04\t1\t\tShe ran.\ngj04\t0\t*\tRan she the.\n",
+    "rte/dev.tsv": "index\tsentence1\tsentence2\tlabel\n0\tA dog ran.\tAn animal ran.\tentailment\n",
+    "cb/val.jsonl": '{"premise": "It may rain.", "hypothesis": "it rains", "label": "neutral", "idx": 0}\n',
+    "boolq/val.jsonl": '{"question": "is it wet", "passage": "Rain is wet.", "label": true, "idx": 0}\n'
+    '{"question": "Is it dry?", "passage": "Rain is wet.", "label": false, "idx": 1}\n',
+    "wic/val.jsonl": '{"word": "run", "sentence1": "A run.", "sentence2": "We run.", "label": false}\n',
+    "copa/val.jsonl": '{"premise": "It fell.", "choice1": "I saw it.", "choice2": "The cup broke.", '
+    '"question": "effect", "label": 1}\n'
+    '{"premise": "It broke.", "choice1": "It fell.", "choice2": "It rose.", "question": "cause", "label": 0}\n',
+    "mrpc/msr_paraphrase_test.txt": "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t1\t2\tA b.\tB a.\n",
+    "blimp/one.jsonl": '{"sentence_good": "She runs.", "sentence_bad": "She run.", "UID": "one"}\n',
+    "blimp/two.jsonl": '{"sentence_good": "They run.", "sentence_bad": "They runs.", "UID": "two"}\n' * 3,
+}
+# The first items: prompt, options, the answer's number.
+EXPECTED = {
+    "sst2": ('it \'s "fun It was', (" terrible", " great"), 1),
+    "cola": ("She ran. This is", (" incorrect", " correct"), 1),
+    "rte": ('A dog ran.\nDoes this mean that "An animal ran." is true? Yes or No?\n', ("Yes", "No"), 0),
+    "cb": (
+        'Suppose It may rain. Can we infer that "it rains"? Yes, No, or Maybe?\n', ("Yes", "No", "Maybe"), 2,
+    ),
+    "boolq": ("Rain is wet. Is it wet?\n", ("Yes", "No"), 0),
+    "wic": (
+        'Does the word "run" have the same meaning in these two sentences? Yes, No?\nA run.\nWe run.\n',
+        ("No", "Yes"), 0,
+    ),
+    "copa": ("It fell so ", ("I saw it.", "the cup broke."), 1),
+    "mrpc": ('A b.\nDoes this mean the same as "B a."? Yes or No?\n', ("No", "Yes"), 1),
+    "blimp": ("", ("She runs.", "She run."), 0),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("tasks")
+    for name, text in FILES.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    """A tiny model over bytes."""
+    body = {"vocab_size": 257, "d_model": 32, "n_layers": 2, "max_seq_len": 256, "init": {"std": 0.3}}
+    config = {
+        **body,
+        "mixer": {"kind": "gqa", "n_heads": 4, "n_kv_heads": 2},
+        "ffn": {"kind": "swiglu", "d_ff": 48},
+    }
+    model, tokenizer = build(ModelConfig.model_validate(config)).eval(), ByteTokenizer()
+    trained = SimpleNamespace(
+        model=model, tokenizer=tokenizer, hf_tokenizer=None, prompt_ids=tokenizer.encode
+    )
+    return Subject.of(trained)
+
+
+def test_every_task_has_a_case_here():
+    assert set(EXPECTED) == set(tasks())
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_templates(folder, name):
+    item = load_items(task(name), folder)[0]
+    assert (item.prompt, item.options, item.answer) == EXPECTED[name]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.skipif(REAL is None, reason="no FABRIC_DATA")
+def test_real_data_is_read(name):
+    """As many items as the published split (BLiMP: 100 of each paradigm's 1,000), and every answer occurs."""
+    items = load_items(task(name), Path(REAL))
+    counts = {
+        "sst2": 872,
+        "cola": 527,
+        "rte": 277,
+        "cb": 56,
+        "boolq": 3270,
+        "wic": 638,
+        "copa": 100,
+        "mrpc": 1725,
+    }
+    assert len(items) == counts.get(name, 6700)
+    answers = {i.answer for i in items}
+    assert answers == ({0} if name == "blimp" else set(range(len(items[0].options))))
+    assert len({i.group for i in items}) == (67 if name == "blimp" else 1)
+
+
+def by_itself(subject, prompt, option):
+    """The log-probability of each of the option's bytes, from a forward pass of its own."""
+    context = list(prompt.rstrip(" ").encode()) if prompt else [subject.first_id]
+    ids = torch.tensor(list((prompt + option).encode()) if prompt else context + list(option.encode()))
+    with torch.inference_mode():
+        log_p_TV = subject.model(ids[None, :-1]).logits[0].double().log_softmax(-1)
+    return [float(log_p_TV[t, ids[t + 1]]) for t in range(len(context) - 1, len(ids) - 1)]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_scores_are_those_of_every_option_by_itself(folder, subject, name):
+    chosen = task(name)
+    items = load_items(chosen, folder)
+    found = score_items(chosen, items, subject)
+    for item, outcome in zip(items, found.outcomes, strict=True):
+        each = [by_itself(subject, item.prompt, option) for option in item.options]
+        expected = [sum(e) if chosen.score == "sum" else sum(e) / len(e) for e in each]
+        assert outcome.scores == pytest.approx(expected, abs=2e-5)
+        assert outcome.guess == expected.index(max(expected))
+    assert found.n_cut == 0
+    assert list(found.scores) == list(chosen.metrics)
+    right = [o.is_right for o in found.outcomes]
+    if name not in ("blimp", "cola"):
+        assert found.scores["accuracy"].value == sum(right) / len(right)
+
+
+def test_calibration_takes_away_the_option_after_no_content(folder, subject):
+    chosen = task("sst2")
+    (first, *_) = items = load_items(chosen, folder, calibrated=True)
+    found = score_items(chosen, items, subject).outcomes[0]
+    expected = [
+        sum(by_itself(subject, first.prompt, o)) - sum(by_itself(subject, " It was", o))
+        for o in first.options
+    ]
+    assert found.scores == pytest.approx(expected, abs=2e-5)
+    with pytest.raises(ValueError, match="blimp has no prompt without content"):
+        load_items(task("blimp"), folder, calibrated=True)
+
+
+def test_examples_stand_before_every_prompt(folder):
+    items = load_items(task("sst2"), folder, n_shots=2)
+    heads = {i.prompt.removesuffix(p.prompt) for i, p in zip(items, load_items(task("sst2"), folder))}
+    (head,) = heads
+    assert sorted(head.strip().split("\n\n")) == ["fine It was great", "poor It was terrible"]
+    assert items == load_items(task("sst2"), folder, n_shots=2), "the same ones every time"
+    with pytest.raises(ValueError, match="sst2 has 2 training rows, 3 examples"):
+        load_items(task("sst2"), folder, n_shots=3)
+    with pytest.raises(ValueError, match="blimp has no training rows"):
+        load_items(task("blimp"), folder, n_shots=1)
+
+
+def test_a_context_loses_its_beginning_and_an_option_nothing(folder, subject, tmp_path):
+    chosen = task("sst2")
+    (tmp_path / "sst2").mkdir()
+    (tmp_path / "sst2" / "dev.tsv").write_text("sentence\tlabel\n" + "x" * 300 + "\t1\n")
+    items = load_items(chosen, tmp_path)
+    found = score_items(chosen, items, subject)
+    assert found.n_cut == 2
+    expected = [by_itself(subject, items[0].prompt[-(257 - len(o)) :], o) for o in items[0].options]
+    assert found.outcomes[0].scores == pytest.approx([sum(e) / len(e) for e in expected], abs=2e-5)
+
+
+BROKEN = [
+    ("sst2", "sst2/dev.tsv", "sentence\tlabel\nfine\t2\n", r"dev.tsv:2: label = '2' is no label.*'0', '1'"),
+    ("sst2", "sst2/dev.tsv", "sentence\tlabel\nfine\n", r"dev.tsv:2: 1 columns where there are 2"),
+    ("sst2", "sst2/dev.tsv", "sentense\tlabel\nfine\t1\n", r"no field 'sentence'.*is 'sentense' meant"),
+    ("sst2", "sst2/dev.tsv", "sentence\tlabel\n", r"dev.tsv holds no rows"),
+    ("boolq", "boolq/val.jsonl", "{}\n{", r"val.jsonl:2: not JSON"),
+    ("boolq", "boolq/val.jsonl", "[1]\n", r"val.jsonl:1: a row is a JSON object, not list"),
+    ("boolq", "boolq/val.jsonl", '{"question": 3, "passage": "p", "label": true}', r"question = 3 is no text"),
+    ("blimp", "blimp/a.jsonl", '{"sentence_good": "", "sentence_bad": "b", "UID": "u"}', r"option 0 is empty"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "file", "text", "said"), BROKEN)
+def test_bad_rows_are_told_with_file_and_line(tmp_path, name, file, text, said):
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_text(text)
+    with pytest.raises(TaskDataError, match=said):
+        load_items(task(name), tmp_path)
+
+
+def test_unknown_tasks_and_missing_data_are_told(tmp_path):
+    with pytest.raises(ValueError, match="no task is named 'sst'; did you mean 'sst2'"):
+        task("sst")
+    with pytest.raises(
+        TaskDataError, match=r"its data is not here \(tried: .*sst2/dev.tsv, .*SST-2/dev.tsv\)"
+    ):
+        load_items(task("sst2"), tmp_path)
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))
+@pytest.mark.filterwarnings("ignore:A single label")
+def test_metrics_are_scikit_learns(pairs):
+    answers, guesses = [a for a, _ in pairs], [g for _, g in pairs]
+    table = confusion_matrix(answers, guesses, labels=[0, 1, 2])
+    assert METRICS["matthews"](table) == pytest.approx(matthews_corrcoef(answers, guesses), abs=1e-12)
+    each = f1_score(answers, guesses, labels=[0, 1, 2], average=None, zero_division=0)
+    assert METRICS["f1"](table) == pytest.approx(each[1])
+    assert METRICS["f1_macro"](table) == pytest.approx(each.mean())
+
+
+def test_the_specs_vectors():
+    answers, guesses = [1, 1, 1, 1, 0, 0, 1, 0, 1, 1], [1, 1, 0, 1, 0, 1, 1, 0, 1, 1]
+    table = confusion_matrix(answers, guesses)
+    assert METRICS["matthews"](table) == pytest.approx(0.5238, abs=1e-4)
+    assert METRICS["f1"](table) == pytest.approx(0.8571, abs=1e-4)
+    constant = confusion_matrix(answers, [1] * 10)
+    assert METRICS["matthews"](constant) == 0.0
+    assert METRICS["f1"](constant) == pytest.approx(0.8235, abs=1e-4)
+
+
+def test_a_table_s_interval_is_a_bootstrap_over_items():
+    """Of accuracy it is near the normal one."""
+    table = np.array([[40, 10], [20, 30]])
+    found = of_confusion(table, lambda c: c.trace(axis1=-2, axis2=-1) / c.sum((-2, -1)))
+    half = 1.96 * (0.7 * 0.3 / 100) ** 0.5
+    assert found.value == 0.7
+    assert (found.low, found.high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.015)
+    assert of_confusion(np.array([[1, 0], [0, 0]]), METRICS["f1"]).low is None
+    with pytest.raises(ValueError, match="no items"):
+        of_confusion(np.zeros((2, 2), int), METRICS["f1"])
+
+
+def test_the_verb_s_function_reads_data_before_it_loads_a_model(folder, tmp_path):
+    import fabric
+
+    with pytest.raises(ValueError, match="no task is named"):
+        fabric.measure(tmp_path / "nothing", ["nope"], data=folder)
+    with pytest.raises(ValueError, match="its data is not here"):
+        fabric.measure(tmp_path / "nothing", ["sst2"], data=tmp_path)
+    with pytest.raises(ValueError, match="is neither a trial"):
+        fabric.measure(tmp_path / "nothing", ["sst2"], data=folder)
