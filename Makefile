@@ -15,7 +15,7 @@ test: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadscope
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
 # Signals, clusters that die, grow or ask for a token: whole sweeps, some minutes, best on an idle machine.
 drills: $(READY)

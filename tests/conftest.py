@@ -53,8 +53,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """`make test` runs three workers for two cores, as tests with Ray wait: one has the run's one Ray and every
-    test that uses it, all share the rest, file by file, in the order above.
+    """`make test` runs two workers: one has the run's one Ray and every
+    test that uses it, both share the rest, file by file, in the order above.
 
     xdist's own groups are lost on pytest 9.2 (xdist 3.8.0 writes them into names that pytest no longer reads).
     """

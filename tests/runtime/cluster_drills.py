@@ -111,7 +111,11 @@ def drain_node(run: Run) -> None:
 def read_only(run: Run) -> None:
     """For whoever opens a file anew; what is open stays so."""
     subprocess.run(["mount", "--bind", str(run.folder), str(run.folder)], check=True)
-    subprocess.run(["mount", "-o", "remount,ro,bind", str(run.folder)], check=True)
+    deadline = time.monotonic() + 20
+    # Refused while somebody has a file open for writing, begun since the line above.
+    while subprocess.run(["mount", "-o", "remount,ro,bind", str(run.folder)], capture_output=True).returncode:
+        assert time.monotonic() < deadline, "the storage could not be made read-only"
+        time.sleep(0.05)
     time.sleep(AWAY)
     subprocess.run(["umount", "-l", str(run.folder)], check=True)
 
