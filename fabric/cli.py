@@ -375,7 +375,9 @@ def bench(
 
 def main() -> None:
     """Run the command line; what a user got wrong ends in one message and exit code 2."""
-    warnings.showwarning = _warned
+    from fabric.ending import explained, nobody_reads, warned
+
+    warnings.showwarning = warned
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -391,43 +393,16 @@ def main() -> None:
         typer.echo("interrupted", err=True)
         sys.exit(130)
     except BrokenPipeError:
-        _nobody_reads()
+        nobody_reads()
     except SystemExit as left:  # the library makes code 1 of a broken pipe
         if isinstance(left.__context__, BrokenPipeError):
-            _nobody_reads()
+            nobody_reads()
         raise
     except Exception as error:
-        told = _explained(error)
+        told = explained(error)
         if told is None:
             raise
         sys.exit(told)
-
-
-def _nobody_reads() -> NoReturn:
-    """`fabric results DIR | head` has what it wanted; what is still buffered goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    sys.exit(0)
-
-
-def _warned(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Warnings are for the user, who did not write the line of code they come from."""
-    typer.echo(f"warning: {message}", err=True)
-
-
-def _explained(error: Exception) -> int | None:
-    """Print an error that is the user's to mend; None for one that is ours."""
-    show = getattr(error, "show", None)  # a usage error of typer's own copy of click
-    if show is not None:
-        show()
-        return int(getattr(error, "exit_code", 2))
-    if isinstance(error, (ValueError, OSError)) or type(error).__name__ in ("LockedError", "OutOfMemory"):
-        from pydantic import ValidationError
-
-        if isinstance(error, ValidationError):
-            return None
-        typer.echo(f"error: {error}", err=True)
-        return 2
-    return None
 
 
 if __name__ == "__main__":

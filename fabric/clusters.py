@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from fabric.job.load import Job, load_job
-from fabric.paths import elsewhere, shared_by_nodes
+from fabric.paths import check_shared, elsewhere
 from fabric.planning.study import Machine, Study
 from fabric.store import Store
 
@@ -86,7 +86,7 @@ def sendable(job: str | Path, scale: str | None, overrides: Iterable[str], out: 
 
     Raises JobError for mistakes in it, and for paths that would be others there; ValueError for such an `out`.
     """
-    shared_by_nodes(out)
+    check_shared(out)
     with elsewhere(), TemporaryDirectory() as nothing:
         loaded = load_job(job, scale, overrides)
         Study(loaded, Store(Path(nothing)), lambda _: "0" * 64, Machine(), dry=True)

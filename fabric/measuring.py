@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fabric.evaluate.options import Item, Outcome, load_items, score_items
+from fabric.evaluate.options import Outcome, load_items, score_items
 from fabric.evaluate.scores import Score
 from fabric.evaluate.tasks import task as task_of
 from fabric.evaluate.tasks import tasks as known_tasks
@@ -51,7 +51,6 @@ def measure(
     limit: int | None = None,
     seed: int = 0,
     precision: Literal["fp32", "bf16"] = "fp32",
-    on_task: Callable[[Measured], None] = lambda _: None,
 ) -> list[Measured]:
     """A trial's, a Hugging Face folder's or a GGUF file's scores on tasks, in the order they are named.
 
@@ -64,13 +63,11 @@ def measure(
     chosen = [task_of(name) for name in tasks]
     if not chosen:
         raise ValueError(f"no task is named; give some of {', '.join(known_tasks())}")
-    items: list[list[Item]] = [
-        load_items(
-            task, None if folder is None else real_path(Path(folder)), n_shots=shots, limit=limit,
-            calibrated=calibrated, seed=seed,
-        )
+    place = None if folder is None else real_path(Path(folder))
+    items = [
+        load_items(task, place, n_shots=shots, limit=limit, calibrated=calibrated, seed=seed)
         for task in chosen
-    ]  # fmt: skip
+    ]
 
     from fabric.evaluate.subject import Subject
     from fabric.trained import load_trained
@@ -86,5 +83,4 @@ def measure(
                 task.name, shots, calibrated, result.scores, len(its), result.n_cut, seconds, result.outcomes
             )
         )
-        on_task(found[-1])
     return found

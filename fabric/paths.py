@@ -55,11 +55,10 @@ def there(path: Path) -> Path | None:
     return path
 
 
-def shared_by_nodes(out: str) -> str:
-    """Where a sweep on a cluster keeps its records. Raises ValueError for a folder that would go with the job's own."""
+def check_shared(out: str) -> None:
+    """Raises ValueError for records of a sweep on a cluster in a folder that would go with the job's own."""
     if "://" not in out and not Path(out).is_absolute():
         raise ValueError(
             f"--out {out}: on the cluster a relative folder is lost with the job's own; give an absolute one that all "
             "nodes share, or an s3:// URL"
         )
-    return out

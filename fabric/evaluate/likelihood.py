@@ -12,12 +12,13 @@ Shapes: B rows, T tokens, D width, V vocabulary, P scored positions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from fabric.train.loss import rows_at_once
 from fabric.train.step import autocast
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 ROWS = 256  # of one forward pass, at most
 TOKENS = 4096  # of one forward pass; one row may have more
 CACHE_BYTES = 2**29  # of one pass' keys and values
-WHOLE_LOGITS = 2**25  # logits held at once
 
 
 class Request(NamedTuple):
@@ -102,7 +102,7 @@ class _Walk:
     """One call's trie: `texts` are the requests' inputs in lexicographical order, each all but its last token."""
 
     def __init__(self, model: Any, requests: Sequence[Request], rows: int) -> None:
-        self.model, self.requests, self.rows = model, requests, rows
+        self.model, self.rows = model, rows
         self.device = model.lm_head_weight.device
         self.order = sorted(
             range(len(requests)), key=lambda i: requests[i].context + requests[i].continuation[:-1]
@@ -141,11 +141,35 @@ class _Walk:
             yield self._node(begin, at, node.end)
 
     def _walk(self, nodes: list[_Node], cache: Cache, parents: list[int]) -> None:
-        """Score `nodes`, which follow on the rows `parents` of a cache that stays as it is."""
-        for group in self._groups(nodes):
-            deepest = max(len(t) for g in group for t in self.texts[nodes[g].lo : nodes[g].hi])
-            rows = torch.tensor([parents[g] for g in group], device=self.device)
-            self._go([nodes[g] for g in group], cache.taken(rows, deepest))
+        """Score `nodes`, which follow on the rows `parents` of a cache that stays as it is, and all that follows."""
+        mine, n_rows = False, 0
+        while nodes:
+            groups = list(self._groups(nodes))
+            if len(groups) > 1:
+                for group in groups:
+                    self._walk([nodes[i] for i in group], cache, [parents[i] for i in group])
+                return
+            if not mine or parents != list(range(n_rows)):
+                deepest = max(len(self.texts[t]) for n in nodes for t in range(n.lo, n.hi))
+                cache = cache.taken(torch.tensor(parents, device=self.device), deepest)
+            mine, n_rows = True, len(nodes)
+            nodes, parents = self._followed(nodes, cache)
+
+    def _followed(self, nodes: list[_Node], cache: Cache) -> tuple[list[_Node], list[int]]:
+        """Score the next tokens of `nodes`, the rows of a cache; the nodes that follow, and the row each follows on."""
+        going_on = [n.n_left for n in nodes if not n.is_last]
+        n_tokens = min(going_on) if going_on else max(n.n_left for n in nodes)
+        self._step(nodes, cache, n_tokens)
+        following: list[_Node] = []
+        parents: list[int] = []
+        for row, node in enumerate(nodes):
+            if node.n_left > n_tokens:
+                new = [replace(node, n_done=node.n_done + n_tokens)]
+            else:
+                new = [] if node.is_last else list(self._children(node))
+            following += new
+            parents += [row] * len(new)
+        return following, parents
 
     def _groups(self, nodes: list[_Node]) -> Iterator[list[int]]:
         """Indices of the nodes that go through the model together, and all that follows on them."""
@@ -172,31 +196,6 @@ class _Walk:
             leaves, deepest = leaves + n, more
         yield group
 
-    def _go(self, nodes: list[_Node], cache: Cache) -> None:
-        """Score `nodes`, the rows of a cache of their own, and what follows on them."""
-        while nodes:
-            going_on = [n.n_left for n in nodes if not n.is_last]
-            n_tokens = min(going_on) if going_on else max(n.n_left for n in nodes)
-            self._step(nodes, cache, n_tokens)
-            following: list[_Node] = []
-            parents: list[int] = []
-            for row, node in enumerate(nodes):
-                if node.n_left > n_tokens:
-                    new = [_Node(node.lo, node.hi, node.n_done + n_tokens, node.end, node.is_last)]
-                else:
-                    new = [] if node.is_last else list(self._children(node))
-                following += new
-                parents += [row] * len(new)
-            if not following:
-                return
-            n_leaves = sum(1 if n.is_last else n.hi - n.lo for n in following)
-            if n_leaves > self.rows and len(following) > 1:
-                self._walk(following, cache, parents)
-                return
-            if parents != list(range(len(nodes))):
-                cache = cache.taken(torch.tensor(parents, device=self.device), cache.capacity)
-            nodes = following
-
     def _step(self, nodes: list[_Node], cache: Cache, n_tokens: int) -> None:
         """The next tokens of every node through the model; what they predict is added up."""
         done = nodes[0].n_done
@@ -219,7 +218,7 @@ class _Walk:
 
     def _score(self, hidden_PD: torch.Tensor, asked: list[tuple[int, int, int]]) -> None:
         weight_VD = self.model.lm_head_weight
-        size = max(1, WHOLE_LOGITS // weight_VD.shape[0])
+        size = rows_at_once(*weight_VD.shape)
         asked.sort()
         place, target, _ = torch.tensor(asked, device=self.device).T
         nats, right = [], []

@@ -11,11 +11,11 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fabric.evaluate.likelihood import ROWS, Likelihood, Request, fitted, likelihoods
+from fabric.evaluate.likelihood import ROWS, Request, fitted, likelihoods
 from fabric.evaluate.rows import Row, Table, TaskDataError, read_table
 from fabric.evaluate.scores import Score, mean_of_shares, of_confusion, share
 
@@ -137,20 +137,25 @@ def score_items(
     requests = [_request(subject, i.prompt, option, i.where) for i in items for option in i.options]
     fitting = [fitted(r, subject.max_seq_len) for r in requests]
     n_cut = sum(len(a.context) < len(b.context) for a, b in zip(fitting, requests, strict=True))
-    free = [
-        _request(subject, i.content_free, option, i.where)
+    free = {
+        (i.content_free, option): _request(subject, i.content_free, option, i.where)
         for i in items
         if i.content_free is not None
         for option in i.options
-    ]
-    found = likelihoods(subject.model, fitting + free, rows=rows, precision=subject.precision)
-    scored, calibration = iter(zip(fitting, found[: len(fitting)], strict=True)), iter(found[len(fitting) :])
-    outcomes = []
+    }
+    found = likelihoods(subject.model, [*fitting, *free.values()], rows=rows, precision=subject.precision)
+    nats = iter([f.nats for f in found])
+    scored = [(r, next(nats)) for r in fitting]
+    calibration = dict(zip(free, nats, strict=True))
+    outcomes, each = [], iter(scored)
     for item in items:
         scores = []
-        for _ in item.options:
-            request, likelihood = next(scored)
-            scores.append(_score(task, item, request, likelihood, calibration))
+        for option in item.options:
+            request, summed = next(each)
+            if item.content_free is not None:
+                scores.append(summed - calibration[item.content_free, option])
+            else:
+                scores.append(summed / len(request.continuation) if task.score == "mean" else summed)
         guess = max(range(len(scores)), key=lambda i: (scores[i], -i))
         outcomes.append(Outcome(guess, item.answer, tuple(scores), item.group))
     return OptionResult(_scores(task, items, outcomes), tuple(outcomes), n_cut)
@@ -166,12 +171,6 @@ def _request(subject: Subject, prompt: str, option: str, where: str) -> Request:
     if n < 1:
         raise TaskDataError(f"{where}: prompt {prompt!r} and option {option!r} are one token together")
     return Request(tuple(whole[:n]), tuple(whole[n:]))
-
-
-def _score(task: OptionTask, item: Item, request: Request, likelihood: Likelihood, calibration: Any) -> float:
-    if item.content_free is not None:
-        return float(likelihood.nats - next(calibration).nats)
-    return likelihood.nats / len(request.continuation) if task.score == "mean" else likelihood.nats
 
 
 def _scores(task: OptionTask, items: Sequence[Item], outcomes: Sequence[Outcome]) -> dict[str, Score]:

@@ -61,12 +61,11 @@ def find_start(name: str, folder: Path, cache_root: Path) -> Start:
         )
     hub = name.removeprefix("hub:")
     path = at_home(Path(name))
-    if hub == name and not HUB_ID.fullmatch(name):
-        there(path)
     places = [path] if path.is_absolute() else [folder / path, Path.cwd() / path]
     places = [] if hub != name else list(dict.fromkeys(map(real_path, places)))
     for place in places:
         if place.exists():
+            there(path)  # read here, and again where the job runs
             return _read(place, cache_root)
     for place in places:
         if (known := _remembered(str(place), None, cache_root)) is not None:

@@ -110,9 +110,9 @@ def cluster(address: str | None, n_cpus: int, n_gpus: int = 0) -> Iterator[list[
     if address and not joined:
         _HEAD.watch(ray.get_runtime_context().gcs_address)
     over = threading.Event()
-    # What nodes say as they die (pages of their state) goes past logging straight to the terminal; we say it ourselves.
-    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     if not joined:
+        # What nodes say as they die (pages of their state) goes past logging to the terminal; we say it ourselves.
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
         threading.Thread(target=_watch, args=(over,), daemon=True).start()
     try:
         yield node_resources()

@@ -31,6 +31,7 @@ from fabric.runtime.connect import (
 )
 from fabric.runtime.held import GroupsHold
 from fabric.runtime.signals import clean_stop
+from fabric.runtime.waiting import FirstWait
 from fabric.runtime.worker import fabric_trial
 from fabric.store import Place, StoreUnavailableError, told_when_full
 from fabric.sweeping import Caches, Progress, task_body, tune_folder
@@ -39,10 +40,8 @@ SECONDS_TO_STOP = (
     2  # before Tune kills an actor that still trains when the sweep is interrupted (its default: 10)
 )
 RECOUNT_EVERY = 10.0  # seconds between looks at how much room a joined cluster has
-Recount = Callable[
-    [Sequence[Mapping[str, float]]], int
-]  # trials at once on a cluster's nodes; ValueError for none
-LONG_WAIT = 60.0  # seconds without a running trial that are worth a word
+# Trials at once on a cluster's nodes; ValueError for none.
+Recount = Callable[[Sequence[Mapping[str, float]]], int]
 NODE_LOST = re.compile(r"node has died|node was terminated|node .*preempted", re.IGNORECASE)
 
 
@@ -63,7 +62,7 @@ class Bridge:
         self.caches, self.settings = caches, {**settings, "cache": str(caches.root)}
         self.tasks: dict[str, Task] = {}
         self.held = None if study.job.config.resources.ranks.is_alone else GroupsHold()
-        self._idle_since: float | None = time.monotonic()  # None: a trial has begun, or it was said
+        self._first = FirstWait(study.job.config.resources, progress.preparing)
         self.interrupted = False
         self.preparing = False
         self.problem: OSError | ValueError | None = None  # why no trial can go on
@@ -170,27 +169,10 @@ class Bridge:
                 self.study.tested(task.trial.id, error)
         self.progress.ended(task, error)
 
-    def look_for_waiting(self, trials: list[TuneTrial]) -> None:
-        """Say, once, that nothing begins: other users hold the cluster, or nodes it should grow by do not come."""
-        if self._idle_since is None or not self.tasks:
-            return
-        if any(trial.status == TuneTrial.RUNNING for trial in trials):
-            self._idle_since = None
-        elif (waited := time.monotonic() - self._idle_since) > LONG_WAIT:
-            self._idle_since = None
-            asked = self.study.job.config.resources
-            each = {"CPU": asked.cpus_per_worker, "GPU": asked.gpus_per_worker}
-            words = " and ".join(f"{1 if n == 'auto' else n:g} {what}s" for what, n in each.items() if n)
-            cpus = ", ".join(f"{node.get('CPU', 0.0):g}" for node in node_resources())
-            self.progress.preparing(
-                f"no trial has begun for {waited:.0f} s: a worker waits for {words} free on one node; the cluster's "
-                f"nodes have {cpus} CPUs, or others use them",
-                0.0,
-            )
-
     def look_for_lost(self, trials: list[TuneTrial]) -> None:
         """Hear of trials Tune ended without telling anybody (an actor that was not ready to be reused in time)."""
         if self.tasks:
+            self._first.look(any(trial.status == TuneTrial.RUNNING for trial in trials))
             for trial in trials:
                 if trial.trial_id in self.tasks and trial.status in (TuneTrial.ERROR, TuneTrial.TERMINATED):
                     self.ended(trial.trial_id, _error_text(trial))
@@ -301,7 +283,6 @@ class EndCallback(Callback):
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         _raise_if_lost()
         self.bridge.look_for_lost(trials)
-        self.bridge.look_for_waiting(trials)
         if self.bridge.held is not None:
             self.bridge.held.look()
         self.bridge.progress.tick()

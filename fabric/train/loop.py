@@ -116,11 +116,11 @@ def run(
 
 
 def _must_agree(group: Group, step: int | None) -> None:
-    """Raises RuntimeError, on every rank, where the ranks would go on from different checkpoints."""
+    """Raises ValueError, on every rank, where the ranks would go on from different checkpoints."""
     steps = group.gathered(step)
     if len(set(steps)) > 1:
         found = ", ".join(f"rank {i}: {'none' if s is None else f'step {s}'}" for i, s in enumerate(steps))
-        raise RuntimeError(
+        raise ValueError(
             f"the ranks find different checkpoints to go on from ({found}): keep the records where all nodes see "
             "them, in a shared folder or at an s3:// URL (--out)"
         )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fabric.evaluate import likelihood
 from fabric.evaluate.likelihood import Request, fitted, likelihoods
-from models import ModelConfig, build
+from models import Cache, ModelConfig, build
 
 VOCAB = 13
 MIXERS = {
@@ -113,6 +113,26 @@ def test_what_is_shared_is_computed_once(monkeypatch):
     contexts = [(*head, 0, 1, 2), (*head, 3, 1, 2)]
     agree(model, [Request(c, o) for c in contexts for o in ((1, 9, 9), (2, 9, 9))])
     assert sum(seen) == 7 + 2 * 3 + 4 * 2
+
+
+def test_keys_and_values_stay_within_their_bytes(monkeypatch):
+    """A long head before many texts: each row of a pass would have a copy of it."""
+    model, held = MODELS["gqa"], []
+    taken = Cache.taken
+
+    def counted(self, rows, capacity):
+        found = taken(self, rows, capacity)
+        held.append((found.batch_size, found.nbytes()))
+        return found
+
+    monkeypatch.setattr(Cache, "taken", counted)
+    head = tuple(range(10))
+    requests = [Request((*head, i, j, k), (1,)) for i in range(6) for j in range(6) for k in range(3)]
+    of_one_row = model.new_cache(1, 13).nbytes()
+    monkeypatch.setattr(likelihood, "CACHE_BYTES", 7 * of_one_row)
+    agree(model, requests)
+    assert max(n for n, _ in held) > 1
+    assert max(n_bytes for n, n_bytes in held if n > 1) <= 7 * of_one_row
 
 
 def test_what_cannot_be_scored_is_refused():

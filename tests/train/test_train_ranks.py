@@ -170,7 +170,7 @@ def test_ranks_that_would_go_on_from_different_steps_do_not(pair, cached, alone,
     (middle,) = [r[0] for r in alone["fp32"] if r[4] is not None and r[0] < 20]
     train(trial_of(cached, workers=1).model_dump_json(), tmp_path / "0", cached[1].path, middle)
     with pytest.raises(
-        RuntimeError, match=r"rank 0: step \d+, rank 1: none\): keep the records where all nodes"
+        ValueError, match=r"rank 0: step \d+, rank 1: none\): keep the records where all nodes"
     ):
         pair.train(trial, tmp_path / "{rank}", cached[1].path)
     assert Store(tmp_path / "0").trial(trial.id).attempt_numbers() == [1], "no attempt was begun"

@@ -1,5 +1,8 @@
 """Sentence and passage questions of GLUE and SuperGLUE, with the templates of MeZO (arXiv 2305.17333, table 14; CoLA's:
-LM-BFF, arXiv 2012.15723); MRPC's is ours, in the form of RTE's."""
+LM-BFF, arXiv 2012.15723); MRPC's is ours, in the form of RTE's.
+
+CoLA's own release cuts the 1,043 sentences of GLUE's validation split in two files;
+`cola/in_domain_dev.tsv` has 527 of them."""
 
 from __future__ import annotations
 
@@ -13,6 +16,18 @@ NO_YES = {"False": 0, "True": 1, "0": 0, "1": 1}
 YES_NO = {"True": 0, "False": 1, "1": 0, "0": 1}
 ZERO_ONE = {"0": 0, "1": 1}
 MRPC = {"Quality": "label", "#1 String": "sentence1", "#2 String": "sentence2"}
+
+
+def _glue(name: str, release: str, split: str) -> Table:
+    """A split as GLUE's release has it, or in lower case."""
+    hub = ("nyu-mll/glue", name, {"dev": "validation"}.get(split, split))
+    return Table((f"{name}/{split}.tsv", f"{release}/{split}.tsv"), hub)
+
+
+def _superglue(name: str, release: str, split: str) -> Table:
+    """A split as SuperGLUE's release has it, or in lower case."""
+    hub = ("aps/super_glue", name, {"val": "validation"}.get(split, split))
+    return Table((f"{name}/{split}.jsonl", f"{release}/{split}.jsonl"), hub)
 
 
 def _asked(row: Row) -> str:
@@ -41,8 +56,8 @@ TASKS = (
     OptionTask(
         name="sst2",
         about="is a sentence of a film review good or bad",
-        rows=Table(("sst2/dev.tsv", "SST-2/dev.tsv"), ("nyu-mll/glue", "sst2", "validation")),
-        shots=Table(("sst2/train.tsv", "SST-2/train.tsv"), ("nyu-mll/glue", "sst2", "train")),
+        rows=_glue("sst2", "SST-2", "dev"),
+        shots=_glue("sst2", "SST-2", "train"),
         prompt=lambda row: f"{row.text('sentence').strip()} It was",
         options=lambda row: (" terrible", " great"),
         answer=lambda row: row.one_of("label", ZERO_ONE),
@@ -62,8 +77,8 @@ TASKS = (
     OptionTask(
         name="rte",
         about="does a text entail a hypothesis",
-        rows=Table(("rte/dev.tsv", "RTE/dev.tsv"), ("nyu-mll/glue", "rte", "validation")),
-        shots=Table(("rte/train.tsv", "RTE/train.tsv"), ("nyu-mll/glue", "rte", "train")),
+        rows=_glue("rte", "RTE", "dev"),
+        shots=_glue("rte", "RTE", "train"),
         prompt=lambda row: (
             f'{row.text("sentence1")}\nDoes this mean that "{row.text("sentence2")}" is true? Yes or No?\n'
         ),
@@ -74,8 +89,8 @@ TASKS = (
     OptionTask(
         name="cb",
         about="is a clause entailed, contradicted or neither",
-        rows=Table(("cb/val.jsonl", "CB/val.jsonl"), ("aps/super_glue", "cb", "validation")),
-        shots=Table(("cb/train.jsonl", "CB/train.jsonl"), ("aps/super_glue", "cb", "train")),
+        rows=_superglue("cb", "CB", "val"),
+        shots=_superglue("cb", "CB", "train"),
         prompt=lambda row: (
             f'Suppose {row.text("premise")} Can we infer that "{row.text("hypothesis")}"? Yes, No, or Maybe?\n'
         ),
@@ -87,8 +102,8 @@ TASKS = (
     OptionTask(
         name="boolq",
         about="yes or no, by a passage",
-        rows=Table(("boolq/val.jsonl", "BoolQ/val.jsonl"), ("aps/super_glue", "boolq", "validation")),
-        shots=Table(("boolq/train.jsonl", "BoolQ/train.jsonl"), ("aps/super_glue", "boolq", "train")),
+        rows=_superglue("boolq", "BoolQ", "val"),
+        shots=_superglue("boolq", "BoolQ", "train"),
         prompt=lambda row: f"{row.text('passage')} {_asked(row)}\n",
         options=lambda row: ("Yes", "No"),
         answer=lambda row: row.one_of("label", YES_NO),
@@ -97,8 +112,8 @@ TASKS = (
     OptionTask(
         name="wic",
         about="does a word mean the same in two sentences",
-        rows=Table(("wic/val.jsonl", "WiC/val.jsonl"), ("aps/super_glue", "wic", "validation")),
-        shots=Table(("wic/train.jsonl", "WiC/train.jsonl"), ("aps/super_glue", "wic", "train")),
+        rows=_superglue("wic", "WiC", "val"),
+        shots=_superglue("wic", "WiC", "train"),
         prompt=lambda row: (
             f'Does the word "{row.text("word")}" have the same meaning in these two sentences? Yes, No?\n'
             f"{row.text('sentence1')}\n{row.text('sentence2')}\n"
@@ -110,8 +125,8 @@ TASKS = (
     OptionTask(
         name="copa",
         about="the likelier cause or effect",
-        rows=Table(("copa/val.jsonl", "COPA/val.jsonl"), ("aps/super_glue", "copa", "validation")),
-        shots=Table(("copa/train.jsonl", "COPA/train.jsonl"), ("aps/super_glue", "copa", "train")),
+        rows=_superglue("copa", "COPA", "val"),
+        shots=_superglue("copa", "COPA", "train"),
         prompt=_copa_prompt,
         options=lambda row: (_copa_choice(row, "choice1"), _copa_choice(row, "choice2")),
         answer=lambda row: row.one_of("label", ZERO_ONE),
