@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -137,6 +138,12 @@ def test_scores_are_those_of_every_option_by_itself(folder, subject, name):
     right = [o.is_right for o in found.outcomes]
     if name not in ("blimp", "cola"):
         assert found.scores["accuracy"].value == sum(right) / len(right)
+
+
+def test_of_equal_scores_the_first_wins(folder, subject):
+    same = replace(task("sst2"), options=lambda row: (" same", " same"))
+    found = score_items(same, load_items(same, folder), subject)
+    assert [(o.guess, o.scores[0] == o.scores[1]) for o in found.outcomes] == [(0, True)] * 2
 
 
 def test_calibration_takes_away_the_option_after_no_content(folder, subject):
