@@ -288,24 +288,20 @@ def generate(
 @app.command("eval", rich_help_panel=MODEL)
 def evaluate(
     target: TargetArgument,
-    tasks: Annotated[str, typer.Option(help="Names, with commas: sst2,blimp.")],
+    tasks: Annotated[str, typer.Option(help="Names, with commas; settings behind: sst2,boolq:shots=4.")],
     data: Annotated[
         str | None, typer.Option(help="The folder with the tasks' files (default: $FABRIC_DATA).")
     ] = None,
-    shots: Annotated[int, typer.Option(min=0, help="Solved examples before each prompt.")] = 0,
-    calibrated: Annotated[
-        bool, typer.Option("--calibrated", help="Less each option's likelihood after no content.")
-    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Items of each task.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the examples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of what tasks draw: examples, say.")] = 0,
     json: Json = False,
 ) -> None:
     """Score a trained model on tasks."""
+    from fabric.evaluate.tasks import named
     from fabric.measuring import measure
     from fabric.printing import print_json, print_measured
 
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    found = measure(target, names, data=data, shots=shots, calibrated=calibrated, limit=limit, seed=seed)
+    found = measure(target, named(tasks), data=data, limit=limit, seed=seed)
     print_json([m.as_dict() for m in found]) if json else print_measured(found)
 
 

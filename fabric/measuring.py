@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fabric.evaluate.options import Outcome, load_items, score_items
 from fabric.evaluate.scores import Score
+from fabric.evaluate.task import Asked, Outcome
 from fabric.evaluate.tasks import task as task_of
 from fabric.evaluate.tasks import tasks as known_tasks
 from fabric.paths import real_path
@@ -23,17 +23,15 @@ if TYPE_CHECKING:
 class Measured:
     """What a target scored on one task: metrics, the first of them the headline, and every item's outcome.
 
-    `n_cut`: contexts that were longer than the model takes, and lost their beginning.
+    `task`: its name with its settings. `remarks`: what a reader of the scores must know.
     """
 
     task: str
-    n_shots: int
-    calibrated: bool
     scores: dict[str, Score]
     n_items: int
-    n_cut: int
+    remarks: tuple[str, ...]
     seconds: float
-    outcomes: tuple[Outcome, ...]
+    outcomes: Sequence[Outcome]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, every item's outcome among it."""
@@ -46,41 +44,36 @@ def measure(
     tasks: Iterable[str],
     *,
     data: str | Path | None = None,
-    shots: int = 0,
-    calibrated: bool = False,
     limit: int | None = None,
     seed: int = 0,
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> list[Measured]:
     """A trial's, a Hugging Face folder's or a GGUF file's scores on tasks, in the order they are named.
 
-    `data`: the folder that holds the tasks' files (default: $FABRIC_DATA; without either they come from the hub).
-    `shots`: solved examples before each prompt, the same for all, drawn by `seed`. `limit`: items of each task, the
-    first ones. Raises ValueError for an unknown task, and for data that is missing or not as it should be, before the
-    model is loaded; then for an option that is longer than the model's context.
+    A task is a name, with settings behind it where it has some: `sst2:shots=4`. `data`: the folder that holds the
+    tasks' files (default: $FABRIC_DATA; without either they come from the hub). `limit`: items of each task, the first
+    ones. `seed`: of what is drawn, few-shot examples say. Raises ValueError for an unknown task or setting, for data
+    that is missing or not as it should be, and for an option that does not fit the model, all before its weights are
+    read.
     """
     folder = data if data is not None else os.environ.get("FABRIC_DATA")
-    chosen = [task_of(name) for name in tasks]
+    chosen = [task_of(text) for text in tasks]
     if not chosen:
         raise ValueError(f"no task is named; give some of {', '.join(known_tasks())}")
-    place = None if folder is None else real_path(Path(folder))
-    items = [
-        load_items(task, place, n_shots=shots, limit=limit, calibrated=calibrated, seed=seed)
-        for task in chosen
-    ]
+    asked = Asked(None if folder is None else real_path(Path(folder)), limit, seed)
+    items = [task.load(asked) for task in chosen]
 
     from fabric.evaluate.subject import Subject
-    from fabric.trained import load_trained
+    from fabric.trained import find_trained
 
-    subject = Subject.of(load_trained(target), precision)
+    subject = Subject.of(find_trained(target), precision)
+    prepared = [task.prepare(its, subject) for task, its in zip(chosen, items, strict=True)]
+    assert subject.model is not None  # reads the weights, which no task's time should hold
     found = []
-    for task, its in zip(chosen, items, strict=True):
+    for task, its, ready in zip(chosen, items, prepared, strict=True):
         began = time.perf_counter()
-        result = score_items(task, its, subject)
+        ran = task.run(ready, subject)
         seconds = time.perf_counter() - began
-        found.append(
-            Measured(
-                task.name, shots, calibrated, result.scores, len(its), result.n_cut, seconds, result.outcomes
-            )
-        )
+        scores = task.scores(ran.outcomes)
+        found.append(Measured(task.label, scores, len(its), ran.remarks, seconds, ran.outcomes))
     return found

@@ -275,5 +275,5 @@ def print_measured(found: list[Measured]) -> None:
             table.add_row(measured.task, name, f"{score.value:.4f}", interval, str(score.n), chance, remark)
     console.print(table)
     for measured in found:
-        if measured.n_cut:
-            console.print(f"{measured.task}: {measured.n_cut} contexts were cut to the model's length")
+        for remark in measured.remarks:
+            console.print(f"{measured.task}: {remark}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -12,7 +14,9 @@ from fabric.store import FINISHED, Place, Store, TrialRecord, Url, cache_of, fet
 if TYPE_CHECKING:
     from fabric.data import TokenCache
     from fabric.data.tokenizer import Tokenizer
-    from models import CausalLM
+    from models import CausalLM, ModelConfig
+
+_NO_CHECKPOINT = "trial {} has no complete checkpoint; run its sweep again"
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,22 @@ class Trial:
 
 @dataclass(frozen=True)
 class Trained:
-    """A model (in eval mode, on the CPU) with its tokenizer.
+    """A model with its tokenizer; `read` reads the weights, when `model` is first asked for.
 
     One that was not trained here has no `trial`, but a tokenizer of transformers (what it puts before a prompt counts).
     """
 
     source: Place
-    model: CausalLM
+    config: ModelConfig
     tokenizer: Tokenizer
+    read: Callable[[], CausalLM]
     trial: Trial | None = None
     hf_tokenizer: Any = None
+
+    @cached_property
+    def model(self) -> CausalLM:
+        """In eval mode, on the CPU. Raises ValueError where its weights cannot be read."""
+        return self.read().eval()
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The ids a continuation starts from, at least one."""
@@ -59,25 +69,32 @@ def load_trained(target: str | Path | Url) -> Trained:
     Of a trial it is the last weights; a token cache that is gone is built again. Raises ValueError when the trial or
     its checkpoint is missing, or its text too, and for a foreign model that ours cannot be.
     """
+    found = find_trained(target)
+    assert found.model is not None  # reads the weights
+    return found
+
+
+def find_trained(target: str | Path | Url) -> Trained:
+    """As `load_trained`, but the weights are read when they are first asked for."""
     path = _target(target)
-    return _load_foreign(path) if is_foreign(path) else _load_trial(path)
+    return _find_foreign(path) if is_foreign(path) else _find_trial(path)
 
 
 def _target(given: str | Path | Url) -> Place:
     return located(given)
 
 
-def _load_foreign(path: Path) -> Trained:
-    from models.hf.files import read_pretrained
+def _find_foreign(path: Path) -> Trained:
+    from models.hf.files import read_config, read_pretrained
 
-    model = read_pretrained(path)
+    config = read_config(path)
     tokenizer, theirs = _foreign_tokenizer(path)
-    if tokenizer.vocab_size > model.config.vocab_size:
+    if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
-            f"{path}'s tokenizer has {tokenizer.vocab_size} ids, its model {model.config.vocab_size}: they are not of "
+            f"{path}'s tokenizer has {tokenizer.vocab_size} ids, its model {config.vocab_size}: they are not of "
             "one model; put the tokenizer it was trained with there"
         )
-    return Trained(path, model.eval(), tokenizer, hf_tokenizer=theirs)
+    return Trained(path, config, tokenizer, lambda: read_pretrained(path), hf_tokenizer=theirs)
 
 
 def _foreign_tokenizer(source: Path | str) -> tuple[Tokenizer, Any]:
@@ -107,11 +124,13 @@ def own_tokenizer(source: Path | str) -> Tokenizer | None:
         return None
 
 
-def _load_trial(path: Place) -> Trained:
+def _find_trial(path: Place) -> Trained:
     store, record = find_trial(path)
-    spec, model = _last_weights(record)
+    spec = _spec_of(record)
+    if spec is None or not record.checkpoints():
+        raise ValueError(_NO_CHECKPOINT.format(record.id))
     tokenizer = _token_cache(store, spec).tokenizer()
-    return Trained(path, model.eval(), tokenizer, Trial(store, record, spec))
+    return Trained(path, spec.model, tokenizer, lambda: _last_weights(record)[1], Trial(store, record, spec))
 
 
 def load_trial_model(path: Path) -> CausalLM:
@@ -130,7 +149,7 @@ def _last_weights(record: TrialRecord) -> tuple[TrialSpec, CausalLM]:
 
     spec, found = _spec_of(record), newest_checkpoint(record)
     if spec is None or found is None:
-        raise ValueError(f"trial {record.id} has no complete checkpoint; run its sweep again")
+        raise ValueError(_NO_CHECKPOINT.format(record.id))
     return spec, load_model(spec, found[1])
 
 

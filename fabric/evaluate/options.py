@@ -8,16 +8,17 @@ content (surface form competition: Holtzman et al. 2021, arXiv 2104.08315). The 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from fabric.evaluate.likelihood import ROWS, Request, fitted, likelihoods
+from fabric.evaluate.measures import Confusion, MeanOfShares, Measure, Share
 from fabric.evaluate.rows import Row, Table, TaskDataError, read_table
-from fabric.evaluate.scores import Score, mean_of_shares, of_confusion, share
+from fabric.evaluate.task import Asked, Outcome, Ran, Task
 
 if TYPE_CHECKING:
     from fabric.evaluate.subject import Subject
@@ -25,25 +26,97 @@ if TYPE_CHECKING:
 SHOTS_SEPARATOR = "\n\n"
 
 
-@dataclass(frozen=True)
-class OptionTask:
+@dataclass(frozen=True, kw_only=True)
+class OptionTask(Task):
     """A task in a few lines: where its rows are, and what prompt, options and answer are in one.
 
-    `about`: what it asks. `content_free`: the prompt of calibration. `group`: what scores are averaged over, each with
-    the same weight (BLiMP's paradigms). `metrics`: "accuracy", or of `METRICS`; the first is the headline.
+    `content_free`: the prompt of calibration. `group`: what scores are averaged over, each with the same weight
+    (BLiMP's paradigms). `metrics`: "accuracy", or of `METRICS`; the first is the headline. Settings: `shots` solved
+    examples stand before each prompt, the same for all, drawn by the seed from the training rows; `calibrated`.
     """
 
-    name: str
-    about: str
+    KIND: ClassVar[str] = "options"
+    SETTINGS: ClassVar[tuple[str, ...]] = ("shots", "calibrated")
+
     rows: Table
     prompt: Callable[[Row], str]
     options: Callable[[Row], Sequence[str]]
     answer: Callable[[Row], int]
-    shots: Table | None = None
+    examples: Table | None = None
     content_free: Callable[[Row], str] | None = None
     group: Callable[[Row], str] | None = None
     score: Literal["mean", "sum"] = "mean"
     metrics: tuple[str, ...] = ("accuracy",)
+    shots: Annotated[int, Field(ge=0)] = 0
+    calibrated: bool = False
+
+    def __post_init__(self) -> None:
+        if self.calibrated and self.content_free is None:
+            raise ValueError("it has no prompt without content to calibrate with; leave calibrated out")
+        if self.shots and self.examples is None:
+            raise ValueError("it has no training rows, so no examples can be shown; leave shots out")
+
+    def load(self, asked: Asked) -> list[Item]:
+        """Raises TaskDataError where data is missing or not as it should be, or too few for its examples."""
+        before = self._examples(asked)
+        return [_item(self, row, before) for row in read_table(self.rows, asked.folder)[: asked.limit]]
+
+    def _examples(self, asked: Asked) -> str:
+        if not self.shots or self.examples is None:
+            return ""
+        rows = read_table(self.examples, asked.folder)
+        if self.shots > len(rows):
+            raise TaskDataError(
+                f"{self.name} has {len(rows)} training rows, {self.shots} examples were asked for"
+            )
+        solved = [_item(self, row, "") for row in random.Random(asked.seed).sample(rows, self.shots)]
+        return "".join((i.prompt + i.options[i.answer]).strip() + SHOTS_SEPARATOR for i in solved)
+
+    def prepare(self, items: Sequence[Item], subject: Subject) -> Prepared:
+        """A context that is too long loses its beginning; an option that is raises TaskDataError."""
+        asked = {(i.prompt, o): i.where for i in items for o in i.options}
+        free = {(i.content_free, o): i.where for i in items for o in i.options if i.content_free is not None}
+        whole = {key: _request(subject, *key, where) for key, where in {**free, **asked}.items()}
+        texts = {key: _fitted(r, subject, asked.get(key) or free[key]) for key, r in whole.items()}
+        cut = {key for key, r in texts.items() if len(r.context) < len(whole[key].context)}
+        n_cut = sum(any((i.prompt, o) in cut for o in i.options) for i in items)
+        return Prepared(tuple(items), texts, n_cut)
+
+    def run(self, prepared: Prepared, subject: Subject, *, rows: int = ROWS) -> Ran:
+        """Every item's guess: {guess, answer, scores, group}."""
+        found = likelihoods(
+            subject.model, list(prepared.texts.values()), rows=rows, precision=subject.precision
+        )
+        nats = {key: likelihood.nats for key, likelihood in zip(prepared.texts, found, strict=True)}
+        outcomes = []
+        for item in prepared.items:
+            scores = [self._score(item, o, nats, prepared.texts) for o in item.options]
+            guess = max(range(len(scores)), key=lambda i: (scores[i], -i))
+            outcomes.append({"guess": guess, "answer": item.answer, "scores": scores, "group": item.group})
+        n = prepared.n_cut
+        return Ran(outcomes, (f"{n} contexts lost their beginning: the model takes no more",) if n else ())
+
+    def _score(
+        self,
+        item: Item,
+        option: str,
+        nats: Mapping[tuple[str, str], float],
+        texts: Mapping[tuple[str, str], Request],
+    ) -> float:
+        key = item.prompt, option
+        if item.content_free is not None:
+            return nats[key] - nats[item.content_free, option]
+        return nats[key] / len(texts[key].continuation) if self.score == "mean" else nats[key]
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        return {name: self._accuracy if name == "accuracy" else of_pairs(name) for name in self.metrics}
+
+    @property
+    def _accuracy(self) -> Measure:
+        if self.group is None:
+            return Share(is_right, lambda o: 1 / len(o["scores"]))
+        return MeanOfShares(is_right, lambda o: str(o["group"]), 1 / 2)
 
 
 @dataclass(frozen=True)
@@ -59,106 +132,33 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a target made of an item: the option it finds likeliest, every option's score, and the right one."""
+class Prepared:
+    """Items, the request of each (prompt, option) that is asked, and how many items' contexts were cut."""
 
-    guess: int
-    answer: int
-    scores: tuple[float, ...]
-    group: str
-
-    @property
-    def is_right(self) -> bool:
-        return self.guess == self.answer
-
-
-@dataclass(frozen=True)
-class OptionResult:
-    """Scores by metric, the outcomes they are of, by item, and how many contexts lost their beginning."""
-
-    scores: dict[str, Score]
-    outcomes: tuple[Outcome, ...]
+    items: tuple[Item, ...]
+    texts: dict[tuple[str, str], Request]
     n_cut: int
 
 
-def load_items(
-    task: OptionTask,
-    folder: Path | None,
-    *,
-    n_shots: int = 0,
-    limit: int | None = None,
-    calibrated: bool = False,
-    seed: int = 0,
-) -> list[Item]:
-    """The items of a task, with `n_shots` solved examples in front of each prompt, the same for all.
-
-    Examples are drawn by `seed` from the training rows. Raises TaskDataError where data is missing or not as it should
-    be, ValueError for calibration of a task that has no prompt without content, and for examples it has no rows for.
-    """
-    if calibrated and task.content_free is None:
-        raise ValueError(
-            f"{task.name} has no prompt without content to calibrate with; leave calibration out"
-        )
-    before = _examples(task, folder, n_shots, seed)
-    rows = read_table(task.rows, folder)[:limit]
-    return [_item(task, row, before, calibrated) for row in rows]
+def is_right(outcome: Outcome) -> bool:
+    """Whether the guess is the answer."""
+    return bool(outcome["guess"] == outcome["answer"])
 
 
-def _examples(task: OptionTask, folder: Path | None, n_shots: int, seed: int) -> str:
-    if not n_shots:
-        return ""
-    if task.shots is None:
-        raise ValueError(f"{task.name} has no training rows, so no examples can be shown; score it with 0")
-    rows = read_table(task.shots, folder)
-    if n_shots > len(rows):
-        raise ValueError(f"{task.name} has {len(rows)} training rows, {n_shots} examples were asked for")
-    solved = [_item(task, row, "", False) for row in random.Random(seed).sample(rows, n_shots)]
-    return "".join((i.prompt + i.options[i.answer]).strip() + SHOTS_SEPARATOR for i in solved)
+def of_pairs(name: str) -> Confusion:
+    """A metric of `METRICS` over outcomes with an `answer`, a `guess` and the options' `scores`."""
+    return Confusion(METRICS[name], lambda o: (o["answer"], o["guess"]), lambda o: len(o["scores"]))
 
 
-def _item(task: OptionTask, row: Row, before: str, calibrated: bool) -> Item:
+def _item(task: OptionTask, row: Row, before: str) -> Item:
     options, answer = tuple(task.options(row)), task.answer(row)
     if not 0 <= answer < len(options):
         raise TaskDataError(f"{row.where}: the answer {answer} is none of {len(options)} options")
     if empty := [i for i, option in enumerate(options) if not option]:
         raise TaskDataError(f"{row.where}: option {empty[0]} is empty")
-    free = task.content_free(row) if calibrated and task.content_free else None
+    free = task.content_free(row) if task.calibrated and task.content_free else None
     group = task.group(row) if task.group else ""
     return Item((before + task.prompt(row)).lstrip(), options, answer, row.where, group, free)
-
-
-def score_items(
-    task: OptionTask, items: Sequence[Item], subject: Subject, *, rows: int = ROWS
-) -> OptionResult:
-    """Every item's guess, and the task's metrics of them.
-
-    A context that is too long loses its beginning. Raises ValueError for an option that does not fit the model.
-    """
-    requests = [_request(subject, i.prompt, option, i.where) for i in items for option in i.options]
-    fitting = [fitted(r, subject.max_seq_len) for r in requests]
-    n_cut = sum(len(a.context) < len(b.context) for a, b in zip(fitting, requests, strict=True))
-    free = {
-        (i.content_free, option): _request(subject, i.content_free, option, i.where)
-        for i in items
-        if i.content_free is not None
-        for option in i.options
-    }
-    found = likelihoods(subject.model, [*fitting, *free.values()], rows=rows, precision=subject.precision)
-    nats = iter([f.nats for f in found])
-    scored = [(r, next(nats)) for r in fitting]
-    calibration = dict(zip(free, nats, strict=True))
-    outcomes, each = [], iter(scored)
-    for item in items:
-        scores = []
-        for option in item.options:
-            request, summed = next(each)
-            if item.content_free is not None:
-                scores.append(summed - calibration[item.content_free, option])
-            else:
-                scores.append(summed / len(request.continuation) if task.score == "mean" else summed)
-        guess = max(range(len(scores)), key=lambda i: (scores[i], -i))
-        outcomes.append(Outcome(guess, item.answer, tuple(scores), item.group))
-    return OptionResult(_scores(task, items, outcomes), tuple(outcomes), n_cut)
 
 
 def _request(subject: Subject, prompt: str, option: str, where: str) -> Request:
@@ -173,29 +173,11 @@ def _request(subject: Subject, prompt: str, option: str, where: str) -> Request:
     return Request(tuple(whole[:n]), tuple(whole[n:]))
 
 
-def _scores(task: OptionTask, items: Sequence[Item], outcomes: Sequence[Outcome]) -> dict[str, Score]:
-    chances = [1 / len(i.options) for i in items]
-    found: dict[str, Score] = {}
-    for name in task.metrics:
-        if name != "accuracy":
-            found[name] = of_confusion(_confusion(outcomes), METRICS[name])
-        elif task.group is None:
-            found[name] = share([o.is_right for o in outcomes], chances)
-        else:
-            groups: dict[str, list[bool]] = {}
-            for outcome in outcomes:
-                groups.setdefault(outcome.group, []).append(outcome.is_right)
-            found[name] = mean_of_shares(list(groups.values()), sum(chances) / len(chances))
-    return found
-
-
-def _confusion(outcomes: Sequence[Outcome]) -> np.ndarray:
-    """How often each answer got each guess, [answers, guesses]."""
-    n_options = max(len(o.scores) for o in outcomes)
-    counts_KK = np.zeros((n_options, n_options), dtype=np.int64)
-    for outcome in outcomes:
-        counts_KK[outcome.answer, outcome.guess] += 1
-    return counts_KK
+def _fitted(request: Request, subject: Subject, where: str) -> Request:
+    try:
+        return fitted(request, subject.max_seq_len)
+    except ValueError as error:
+        raise TaskDataError(f"{where}: {error}") from None
 
 
 def _matthews(counts: np.ndarray) -> np.ndarray:

@@ -91,6 +91,56 @@ def mean_of_shares(groups: Sequence[Sequence[bool]], chance: float) -> Score:
     return Score(value, low, high, n, chance, chance - spread, chance + spread)
 
 
+def mean_of_differences(groups: Sequence[tuple[Sequence[bool], Sequence[bool]]]) -> Difference:
+    """The difference of two means of shares; of each group the same items' right ones of A and of B.
+
+    Interval and p are normal, by the variance of the items' differences within groups. Raises ValueError where items
+    differ in number, or a group has none.
+    """
+    if not groups or any(_same_number(a, b) < 1 for a, b in groups):
+        raise ValueError("a mean of differences needs groups")
+    each = [np.asarray(b, dtype=float) - np.asarray(a, dtype=float) for a, b in groups]
+    value, n = float(np.mean([d.mean() for d in each])), sum(map(len, each))
+    spread = math.sqrt(sum(d.var() / len(d) for d in each)) / len(each)
+    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * spread
+    p = float(2 * stats.norm.sf(abs(value) / spread)) if spread else float(value == 0)
+    return Difference(value, value - half, value + half, p, n)
+
+
+def ratio(
+    above: Sequence[float], below: Sequence[float], of: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> Score:
+    """A function `of` (elementwise) of the ratio of two sums over items, with a bootstrap's percentiles.
+
+    Raises ValueError without items.
+    """
+    pairs_N2 = np.column_stack([above, below]).astype(float)
+    if not len(pairs_N2):
+        raise ValueError("a metric of no items; give at least one")
+    total = pairs_N2.sum(0)
+    value = float(of(total[0] / total[1]))
+    if len(pairs_N2) == 1:
+        return Score(value, None, None, 1)
+    drawn_D2 = _sums_drawn(pairs_N2)
+    low, high = _percentiles(of(drawn_D2[:, 0] / drawn_D2[:, 1]))
+    return Score(value, low, high, len(pairs_N2))
+
+
+def paired_ratio(
+    a: tuple[Sequence[float], Sequence[float]],
+    b: tuple[Sequence[float], Sequence[float]],
+    of: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> Difference:
+    """The difference of two such functions, of (above, below), over the same items, by a bootstrap of pairs."""
+    _same_number(a[0], b[0])
+    sums_N4 = np.column_stack([*a, *b]).astype(float)
+
+    def difference(x: np.ndarray) -> np.ndarray:
+        return of(x[..., 2] / x[..., 3]) - of(x[..., 0] / x[..., 1])
+
+    return _difference(float(difference(sums_N4.sum(0))), difference(_sums_drawn(sums_N4)), len(sums_N4))
+
+
 def bootstrapped(outcomes: Sequence[T], metric: Metric[T]) -> Score:
     """Any metric of all outcomes, with the percentiles of it over items drawn anew. Raises ValueError without items."""
     n = len(outcomes)
@@ -119,6 +169,38 @@ def of_confusion(counts_KK: np.ndarray, metric: Callable[[np.ndarray], np.ndarra
     return Score(value, low, high, n)
 
 
+def confusion(pairs: Sequence[tuple[int, int]], n_classes: int) -> np.ndarray:
+    """How often each answer got each guess, [answers, guesses], of (answer, guess) from 0 on."""
+    counts_KK = np.zeros((n_classes, n_classes), dtype=np.int64)
+    np.add.at(counts_KK, tuple(np.asarray(pairs, dtype=np.int64).reshape(-1, 2).T), 1)
+    return counts_KK
+
+
+def paired_confusion(
+    a: Sequence[tuple[int, int]],
+    b: Sequence[tuple[int, int]],
+    metric: Callable[[np.ndarray], np.ndarray],
+    n_classes: int,
+) -> Difference:
+    """The difference of a metric of two tables over the same items, by a bootstrap of pairs.
+
+    Raises ValueError where the items differ in number or in their answers, or there are none.
+    """
+    n = _same_number(a, b)
+    if [x[0] for x in a] != [x[0] for x in b]:
+        raise ValueError("the same items have other answers in A and B; measure both on the same data")
+    size = n_classes
+    cells = np.array([(x[0], x[1], y[1]) for x, y in zip(a, b, strict=True)]) @ (size**2, size, 1)
+    counts = np.bincount(cells, minlength=size**3)
+
+    def difference(table: np.ndarray) -> np.ndarray:
+        cube = table.reshape(*table.shape[:-1], size, size, size)
+        return metric(cube.sum(-2)) - metric(cube.sum(-1))
+
+    drawn = np.random.default_rng(DRAWS_SEED).multinomial(n, counts / n, DRAWS)
+    return _difference(float(difference(counts)), difference(drawn), n)
+
+
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> Difference:
     """The difference of two shares over the same items: an exact test of the items that one of the two alone gets.
 
@@ -142,9 +224,25 @@ def paired(a: Sequence[T], b: Sequence[T], metric: Metric[T]) -> Difference:
     n = _same_number(a, b)
     value = float(metric(b)) - float(metric(a))
     found = _drawn(n, lambda rows: metric([b[i] for i in rows]) - metric([a[i] for i in rows]))
-    low, high = _percentiles(found)
-    beyond = min(np.mean(found <= 0), np.mean(found >= 0))
-    return Difference(value, low, high, min(1.0, 2 * max(float(beyond), 1 / (len(found) + 1))), n)
+    return _difference(value, found, n)
+
+
+def _difference(value: float, drawn: np.ndarray, n: int) -> Difference:
+    """Of the values of a bootstrap; p is their share beyond zero, doubled."""
+    low, high = _percentiles(drawn)
+    beyond = min(float(np.mean(drawn <= 0)), float(np.mean(drawn >= 0)))
+    return Difference(value, low, high, min(1.0, 2 * max(beyond, 1 / (len(drawn) + 1))), n)
+
+
+def _sums_drawn(values_NK: np.ndarray) -> np.ndarray:
+    """Sums over N items drawn anew, [DRAWS, K]."""
+    rng, n = np.random.default_rng(DRAWS_SEED), len(values_NK)
+    at_once = max(1, 2**22 // n)
+    drawn = [
+        rng.multinomial(n, np.full(n, 1 / n), min(at_once, DRAWS - done)) @ values_NK
+        for done in range(0, DRAWS, at_once)
+    ]
+    return np.concatenate(drawn)
 
 
 def _guessed(chances: Sequence[float]) -> tuple[int, int]:

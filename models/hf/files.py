@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from gguf import GGUFReader
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from models.config import ModelConfig
 from models.decoder import CausalLM
 from models.hf import convert_config, from_hf
 from models.hf.checking import (
@@ -48,9 +49,8 @@ def read_pretrained(source: Path | str) -> CausalLM:
     except Exception as error:  # what a library makes of a strange file is no list of errors
         raise ValueError(f"{source} cannot be read: {_reason(source, error)}{_advice(source)}") from None
     hf_model, report = loaded
-    if reader is not None:  # its tensors are dequantised by now; what it says of itself is no setting
-        for name in ("quantization_config", "_model_name_or_path"):
-            hf_model.config.__dict__.pop(name, None)
+    if reader is not None:
+        _drop_notes(hf_model.config)
     try:
         model: CausalLM = from_hf(hf_model)
         missing = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
@@ -66,6 +66,32 @@ def read_pretrained(source: Path | str) -> CausalLM:
     except ValueError as error:
         raise ValueError(f"{source}: {in_one_line(error)}") from None
     return model
+
+
+def read_config(source: Path) -> ModelConfig:
+    """The architecture of the same folder or file, without its weights. Raises ValueError as `read_pretrained`."""
+    where, options = _place(source)
+    options.pop("use_safetensors", None)
+    try:
+        _looked_at(source)
+        with _only_errors(), torch.device("meta"):
+            theirs: Any = AutoConfig.from_pretrained(where, **options)
+            if isinstance(theirs, FabricConfig):
+                return theirs.architecture
+            name = type(AutoModelForCausalLM.from_config(theirs)).__name__
+        if source.suffix == ".gguf":
+            _drop_notes(theirs)
+        return convert_config({**theirs.to_dict(), "architectures": [name]})
+    except MemoryError:
+        raise
+    except Exception:  # reading all of it says why, or can
+        return read_pretrained(source).config
+
+
+def _drop_notes(theirs: Any) -> None:
+    """What a GGUF file says of itself is no setting; its tensors are dequantised when they are read."""
+    for name in ("quantization_config", "_model_name_or_path"):
+        theirs.__dict__.pop(name, None)
 
 
 def read_tokenizer(source: Path | str) -> Any:

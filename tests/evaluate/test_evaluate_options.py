@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, matthews_corrcoef
 
 from fabric.data.tokenizer import ByteTokenizer
-from fabric.evaluate.options import METRICS, load_items, score_items
+from fabric.evaluate.options import METRICS, is_right
 from fabric.evaluate.rows import TaskDataError
 from fabric.evaluate.scores import of_confusion
 from fabric.evaluate.subject import Subject
-from fabric.evaluate.tasks import task, tasks
+from fabric.evaluate.task import Asked
+from fabric.evaluate.tasks import named, task, tasks
 from models import ModelConfig, build
 
 REAL = os.environ.get("FABRIC_DATA")
@@ -78,9 +79,23 @@ def subject() -> Subject:
     }
     model, tokenizer = build(ModelConfig.model_validate(config)).eval(), ByteTokenizer()
     trained = SimpleNamespace(
-        model=model, tokenizer=tokenizer, hf_tokenizer=None, prompt_ids=tokenizer.encode
+        model=model,
+        config=model.config,
+        tokenizer=tokenizer,
+        hf_tokenizer=None,
+        prompt_ids=tokenizer.encode,
     )
     return Subject.of(trained)
+
+
+def loaded(chosen, folder):
+    """A task's items."""
+    return chosen.load(Asked(folder))
+
+
+def scored(chosen, items, subject):
+    """What a subject makes of them."""
+    return chosen.run(chosen.prepare(items, subject), subject)
 
 
 def test_every_task_has_a_case_here():
@@ -89,7 +104,7 @@ def test_every_task_has_a_case_here():
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_templates(folder, name):
-    item = load_items(task(name), folder)[0]
+    item = loaded(task(name), folder)[0]
     assert (item.prompt, item.options, item.answer) == EXPECTED[name]
 
 
@@ -97,7 +112,7 @@ def test_templates(folder, name):
 @pytest.mark.skipif(REAL is None, reason="no FABRIC_DATA")
 def test_real_data_is_read(name):
     """As many items as the published split (BLiMP: 100 of each paradigm's 1,000), and every answer occurs."""
-    items = load_items(task(name), Path(REAL))
+    items = loaded(task(name), Path(REAL))
     counts = {
         "sst2": 872,
         "cola": 527,
@@ -126,60 +141,86 @@ def by_itself(subject, prompt, option):
 @pytest.mark.parametrize("name", EXPECTED)
 def test_scores_are_those_of_every_option_by_itself(folder, subject, name):
     chosen = task(name)
-    items = load_items(chosen, folder)
-    found = score_items(chosen, items, subject)
+    items = loaded(chosen, folder)
+    found = scored(chosen, items, subject)
     for item, outcome in zip(items, found.outcomes, strict=True):
         each = [by_itself(subject, item.prompt, option) for option in item.options]
         expected = [sum(e) if chosen.score == "sum" else sum(e) / len(e) for e in each]
-        assert outcome.scores == pytest.approx(expected, abs=2e-5)
-        assert outcome.guess == expected.index(max(expected))
-    assert found.n_cut == 0
-    assert list(found.scores) == list(chosen.metrics)
-    right = [o.is_right for o in found.outcomes]
+        assert outcome["scores"] == pytest.approx(expected, abs=2e-5)
+        assert outcome["guess"] == expected.index(max(expected))
+    assert found.remarks == ()
+    scores = chosen.scores(found.outcomes)
+    assert list(scores) == list(chosen.metrics)
+    right = [is_right(o) for o in found.outcomes]
     if name not in ("blimp", "cola"):
-        assert found.scores["accuracy"].value == sum(right) / len(right)
+        assert scores["accuracy"].value == sum(right) / len(right)
+    same = chosen.differences(found.outcomes, found.outcomes)
+    assert {(d.value, d.p) for d in same.values()} == {(0.0, 1.0)}
 
 
 def test_of_equal_scores_the_first_wins(folder, subject):
     same = replace(task("sst2"), options=lambda row: (" same", " same"))
-    found = score_items(same, load_items(same, folder), subject)
-    assert [(o.guess, o.scores[0] == o.scores[1]) for o in found.outcomes] == [(0, True)] * 2
+    found = scored(same, loaded(same, folder), subject)
+    assert [(o["guess"], o["scores"][0] == o["scores"][1]) for o in found.outcomes] == [(0, True)] * 2
 
 
 def test_calibration_takes_away_the_option_after_no_content(folder, subject):
-    chosen = task("sst2")
-    (first, *_) = items = load_items(chosen, folder, calibrated=True)
-    found = score_items(chosen, items, subject).outcomes[0]
+    chosen = task("sst2:calibrated=true")
+    (first, *_) = items = loaded(chosen, folder)
+    found = scored(chosen, items, subject).outcomes[0]
     expected = [
         sum(by_itself(subject, first.prompt, o)) - sum(by_itself(subject, " It was", o))
         for o in first.options
     ]
-    assert found.scores == pytest.approx(expected, abs=2e-5)
-    with pytest.raises(ValueError, match="blimp has no prompt without content"):
-        load_items(task("blimp"), folder, calibrated=True)
+    assert found["scores"] == pytest.approx(expected, abs=2e-5)
+    with pytest.raises(ValueError, match="task blimp: it has no prompt without content"):
+        task("blimp:calibrated=true")
 
 
 def test_examples_stand_before_every_prompt(folder):
-    items = load_items(task("sst2"), folder, n_shots=2)
-    heads = {i.prompt.removesuffix(p.prompt) for i, p in zip(items, load_items(task("sst2"), folder))}
+    items = loaded(task("sst2:shots=2"), folder)
+    heads = {i.prompt.removesuffix(p.prompt) for i, p in zip(items, loaded(task("sst2"), folder))}
     (head,) = heads
     assert sorted(head.strip().split("\n\n")) == ["fine It was great", "poor It was terrible"]
-    assert items == load_items(task("sst2"), folder, n_shots=2), "the same ones every time"
-    with pytest.raises(ValueError, match="sst2 has 2 training rows, 3 examples"):
-        load_items(task("sst2"), folder, n_shots=3)
-    with pytest.raises(ValueError, match="blimp has no training rows"):
-        load_items(task("blimp"), folder, n_shots=1)
+    assert items == loaded(task("sst2:shots=2"), folder), "the same ones every time"
+    with pytest.raises(TaskDataError, match="sst2 has 2 training rows, 3 examples"):
+        loaded(task("sst2:shots=3"), folder)
+    with pytest.raises(ValueError, match="task blimp: it has no training rows"):
+        task("blimp:shots=1")
+
+
+def test_a_task_s_settings_are_read_as_they_are_written():
+    assert named("sst2, boolq:shots=4,calibrated=true ,copa,") == [
+        "sst2",
+        "boolq:shots=4,calibrated=true",
+        "copa",
+    ]
+    chosen = task("boolq:shots=4, calibrated=true")
+    assert (chosen.shots, chosen.calibrated, chosen.label) == (4, True, "boolq:shots=4,calibrated=true")
+    assert task(chosen.label) == chosen
+    assert task("boolq").label == "boolq"
+    for text, said in {
+        "boolq:shot=4": r"has no setting 'shot' \(it has: shots, calibrated\); did you mean 'shots'",
+        "boolq:name=x": "has no setting 'name'",
+        "boolq:shots=-1": "shots='-1': Input should be greater than or equal to 0",
+        "boolq:shots=four": "shots='four': Input should be a valid integer",
+        "boolq:shots": "'shots' is no setting",
+        "boolq:": "'' is no setting",
+        "boolq:shots=1,shots=2": "'shots=2' is no setting, or the second",
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            task(text)
 
 
 def test_a_context_loses_its_beginning_and_an_option_nothing(folder, subject, tmp_path):
     chosen = task("sst2")
     (tmp_path / "sst2").mkdir()
     (tmp_path / "sst2" / "dev.tsv").write_text("sentence\tlabel\n" + "x" * 300 + "\t1\n")
-    items = load_items(chosen, tmp_path)
-    found = score_items(chosen, items, subject)
-    assert found.n_cut == 2
+    items = loaded(chosen, tmp_path)
+    found = scored(chosen, items, subject)
+    assert found.remarks == ("1 contexts lost their beginning: the model takes no more",)
     expected = [by_itself(subject, items[0].prompt[-(257 - len(o)) :], o) for o in items[0].options]
-    assert found.outcomes[0].scores == pytest.approx([sum(e) / len(e) for e in expected], abs=2e-5)
+    assert found.outcomes[0]["scores"] == pytest.approx([sum(e) / len(e) for e in expected], abs=2e-5)
 
 
 BROKEN = [
@@ -199,7 +240,7 @@ def test_bad_rows_are_told_with_file_and_line(tmp_path, name, file, text, said):
     (tmp_path / file).parent.mkdir()
     (tmp_path / file).write_text(text)
     with pytest.raises(TaskDataError, match=said):
-        load_items(task(name), tmp_path)
+        loaded(task(name), tmp_path)
 
 
 def test_unknown_tasks_and_missing_data_are_told(tmp_path):
@@ -208,7 +249,7 @@ def test_unknown_tasks_and_missing_data_are_told(tmp_path):
     with pytest.raises(
         TaskDataError, match=r"its data is not here \(tried: .*sst2/dev.tsv, .*SST-2/dev.tsv\)"
     ):
-        load_items(task("sst2"), tmp_path)
+        loaded(task("sst2"), tmp_path)
 
 
 @settings(deadline=None, derandomize=True, max_examples=200)
@@ -254,3 +295,20 @@ def test_the_verb_s_function_reads_data_before_it_loads_a_model(folder, tmp_path
         fabric.measure(tmp_path / "nothing", ["sst2"], data=tmp_path)
     with pytest.raises(ValueError, match="is neither a trial"):
         fabric.measure(tmp_path / "nothing", ["sst2"], data=folder)
+
+
+def test_an_option_that_does_not_fit_is_told_before_the_weights_are_read(folder, subject):
+    class Unread:
+        config = subject.trained.config.replace(max_seq_len=6)
+        tokenizer, hf_tokenizer = subject.trained.tokenizer, None
+        prompt_ids = staticmethod(subject.trained.tokenizer.encode)
+
+        @property
+        def model(self):
+            raise AssertionError("the weights were read")
+
+    chosen = task("sst2")
+    with pytest.raises(
+        TaskDataError, match=r"dev.tsv:2: an option of 9 tokens does not fit: the model takes 6"
+    ):
+        chosen.prepare(loaded(chosen, folder), Subject.of(Unread()))

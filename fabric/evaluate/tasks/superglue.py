@@ -57,7 +57,7 @@ TASKS = (
         name="sst2",
         about="is a sentence of a film review good or bad",
         rows=_glue("sst2", "SST-2", "dev"),
-        shots=_glue("sst2", "SST-2", "train"),
+        examples=_glue("sst2", "SST-2", "train"),
         prompt=lambda row: f"{row.text('sentence').strip()} It was",
         options=lambda row: (" terrible", " great"),
         answer=lambda row: row.one_of("label", ZERO_ONE),
@@ -67,7 +67,9 @@ TASKS = (
         name="cola",
         about="is a sentence grammatical",
         rows=Table(("cola/in_domain_dev.tsv", "CoLA/dev.tsv"), ("nyu-mll/glue", "cola", "validation"), COLA),
-        shots=Table(("cola/in_domain_train.tsv", "CoLA/train.tsv"), ("nyu-mll/glue", "cola", "train"), COLA),
+        examples=Table(
+            ("cola/in_domain_train.tsv", "CoLA/train.tsv"), ("nyu-mll/glue", "cola", "train"), COLA
+        ),
         prompt=lambda row: f"{row.text('sentence').strip()} This is",
         options=lambda row: (" incorrect", " correct"),
         answer=lambda row: row.one_of("label", ZERO_ONE),
@@ -78,7 +80,7 @@ TASKS = (
         name="rte",
         about="does a text entail a hypothesis",
         rows=_glue("rte", "RTE", "dev"),
-        shots=_glue("rte", "RTE", "train"),
+        examples=_glue("rte", "RTE", "train"),
         prompt=lambda row: (
             f'{row.text("sentence1")}\nDoes this mean that "{row.text("sentence2")}" is true? Yes or No?\n'
         ),
@@ -90,7 +92,7 @@ TASKS = (
         name="cb",
         about="is a clause entailed, contradicted or neither",
         rows=_superglue("cb", "CB", "val"),
-        shots=_superglue("cb", "CB", "train"),
+        examples=_superglue("cb", "CB", "train"),
         prompt=lambda row: (
             f'Suppose {row.text("premise")} Can we infer that "{row.text("hypothesis")}"? Yes, No, or Maybe?\n'
         ),
@@ -103,7 +105,7 @@ TASKS = (
         name="boolq",
         about="yes or no, by a passage",
         rows=_superglue("boolq", "BoolQ", "val"),
-        shots=_superglue("boolq", "BoolQ", "train"),
+        examples=_superglue("boolq", "BoolQ", "train"),
         prompt=lambda row: f"{row.text('passage')} {_asked(row)}\n",
         options=lambda row: ("Yes", "No"),
         answer=lambda row: row.one_of("label", YES_NO),
@@ -113,7 +115,7 @@ TASKS = (
         name="wic",
         about="does a word mean the same in two sentences",
         rows=_superglue("wic", "WiC", "val"),
-        shots=_superglue("wic", "WiC", "train"),
+        examples=_superglue("wic", "WiC", "train"),
         prompt=lambda row: (
             f'Does the word "{row.text("word")}" have the same meaning in these two sentences? Yes, No?\n'
             f"{row.text('sentence1')}\n{row.text('sentence2')}\n"
@@ -126,7 +128,7 @@ TASKS = (
         name="copa",
         about="the likelier cause or effect",
         rows=_superglue("copa", "COPA", "val"),
-        shots=_superglue("copa", "COPA", "train"),
+        examples=_superglue("copa", "COPA", "train"),
         prompt=_copa_prompt,
         options=lambda row: (_copa_choice(row, "choice1"), _copa_choice(row, "choice2")),
         answer=lambda row: row.one_of("label", ZERO_ONE),
@@ -136,7 +138,7 @@ TASKS = (
         name="mrpc",
         about="do two sentences say the same",
         rows=Table(("mrpc/msr_paraphrase_test.txt",), ("nyu-mll/glue", "mrpc", "test"), rename=MRPC),
-        shots=Table(("mrpc/msr_paraphrase_train.txt",), ("nyu-mll/glue", "mrpc", "train"), rename=MRPC),
+        examples=Table(("mrpc/msr_paraphrase_train.txt",), ("nyu-mll/glue", "mrpc", "train"), rename=MRPC),
         prompt=lambda row: (
             f'{row.text("sentence1")}\nDoes this mean the same as "{row.text("sentence2")}"? Yes or No?\n'
         ),
