@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fabric.bench import bench
+    from fabric.comparing import compare
     from fabric.doctoring import doctor
     from fabric.exporting import export, generate
     from fabric.inspecting import describe_data, get_data, list_parts
     from fabric.job.document import JobError
-    from fabric.measuring import measure
+    from fabric.measuring import measure, measure_all
     from fabric.planning.report import plan
     from fabric.results import results, status
     from fabric.running import run
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _HOME = {
     "JobError": "fabric.job.document",
     "bench": "fabric.bench",
+    "compare": "fabric.comparing",
     "describe_data": "fabric.inspecting",
     "doctor": "fabric.doctoring",
     "export": "fabric.exporting",
@@ -33,6 +35,7 @@ _HOME = {
     "get_data": "fabric.inspecting",
     "list_parts": "fabric.inspecting",
     "measure": "fabric.measuring",
+    "measure_all": "fabric.measuring",
     "plan": "fabric.planning.report",
     "results": "fabric.results",
     "run": "fabric.running",
@@ -44,6 +47,7 @@ _HOME = {
 __all__ = [
     "JobError",
     "bench",
+    "compare",
     "describe_data",
     "doctor",
     "export",
@@ -51,6 +55,7 @@ __all__ = [
     "get_data",
     "list_parts",
     "measure",
+    "measure_all",
     "plan",
     "results",
     "run",

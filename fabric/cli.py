@@ -42,12 +42,19 @@ app = typer.Typer(
 
 JobArgument = Annotated[Path, typer.Argument(help="The job file (YAML).", metavar="JOB")]
 # Places are text: a URL is no Path.
-TargetArgument = Annotated[
-    str,
-    typer.Argument(
-        help="A trial's folder or URL, a job's (then its best trial), a Hugging Face folder, or a .gguf file.",
-        metavar="TARGET",
-    ),
+TARGET_HELP = (
+    "A trial's folder or URL, a job's (then its best trial), a Hugging Face folder, or a .gguf file."
+)
+TargetArgument = Annotated[str, typer.Argument(help=TARGET_HELP, metavar="TARGET")]
+Tasks = Annotated[str, typer.Option(help="Names, with commas; settings behind: sst2,boolq:shots=4.")]
+TaskData = Annotated[
+    str | None, typer.Option("--data", help="The folder with the tasks' files (default: $FABRIC_DATA).")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Items of each task, the first ones.")]
+Drawn = Annotated[int, typer.Option("--seed", min=0, help="Of what tasks draw: examples, say.")]
+Address = Annotated[str | None, typer.Option(help="Join this Ray cluster instead of starting one.")]
+Kept = Annotated[
+    str, typer.Option("--out", "-o", help="The folder that keeps results; what it has is not measured again.")
 ]
 Scale = Annotated[
     str | None, typer.Option("--scale", "-s", help="A scale of the job: smoke, laptop, hour, …")
@@ -74,9 +81,7 @@ def sweep(
     scale: Scale = None,
     set_: Sets = None,
     out: Out = RUNS,
-    address: Annotated[
-        str | None, typer.Option(help="Join this Ray cluster instead of starting one.")
-    ] = None,
+    address: Address = None,
     inline: Annotated[bool, typer.Option("--inline", help="One trial after the other, without Ray.")] = False,
     strict_numerics: Strict = False,
 ) -> None:
@@ -287,22 +292,47 @@ def generate(
 
 @app.command("eval", rich_help_panel=MODEL)
 def evaluate(
-    target: TargetArgument,
-    tasks: Annotated[str, typer.Option(help="Names, with commas; settings behind: sst2,boolq:shots=4.")],
-    data: Annotated[
-        str | None, typer.Option(help="The folder with the tasks' files (default: $FABRIC_DATA).")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Items of each task.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of what tasks draw: examples, say.")] = 0,
+    targets: Annotated[list[str], typer.Argument(help=TARGET_HELP, metavar="TARGET...")],
+    tasks: Tasks,
+    data: TaskData = None,
+    limit: Limit = None,
+    seed: Drawn = 0,
+    out: Kept = RUNS,
+    workers: Annotated[int, typer.Option(min=0, help="Ray actors, of one CPU each (0: this process).")] = 0,
+    address: Address = None,
     json: Json = False,
 ) -> None:
-    """Score a trained model on tasks."""
+    """Score trained models on tasks."""
     from fabric.evaluate.tasks import named
-    from fabric.measuring import measure
+    from fabric.measuring import measure_all
     from fabric.printing import print_json, print_measured
 
-    found = measure(target, named(tasks), data=data, limit=limit, seed=seed)
-    print_json([m.as_dict() for m in found]) if json else print_measured(found)
+    asked: dict[str, Any] = {"data": data, "limit": limit, "seed": seed, "out": out}
+    found = measure_all(targets, named(tasks), **asked, workers=workers, address=address)
+    if json:
+        print_json([m.as_dict() for of_target in found for m in of_target])
+    else:
+        print_measured(found)
+
+
+@app.command(rich_help_panel=MODEL)
+def compare(
+    a: Annotated[str, typer.Argument(help="The baseline: " + TARGET_HELP, metavar="A")],
+    b: Annotated[str, typer.Argument(help="What is compared with it.", metavar="B")],
+    tasks: Tasks,
+    data: TaskData = None,
+    limit: Limit = None,
+    seed: Drawn = 0,
+    out: Kept = RUNS,
+    json: Json = False,
+) -> None:
+    """Compare two trained models on the same items of tasks."""
+    from fabric.comparing import compare as paired
+    from fabric.evaluate.tasks import named
+    from fabric.printing import print_compared, print_json
+
+    found = paired(a, b, named(tasks), data=data, limit=limit, seed=seed, out=out)
+    print_json([c.as_dict() for c in found]) if json else print_compared(found)
 
 
 @app.command(rich_help_panel=MODEL)

@@ -17,6 +17,7 @@ from fabric.printing_workers import print_prediction, print_workers, table_of
 from fabric.store import local
 
 if TYPE_CHECKING:
+    from fabric.comparing import Compared
     from fabric.doctoring import Finding
     from fabric.measuring import Measured
     from fabric.planning.report import Plan
@@ -263,17 +264,35 @@ def print_bench(found: Mapping[str, Any]) -> None:
     console.print(f"{where}; threads: {found['threads']}; {found['versions']}", highlight=False)
 
 
-def print_measured(found: list[Measured]) -> None:
-    """Scores of tasks with their intervals; what a guesser gets too says so."""
+def print_measured(found: list[list[Measured]]) -> None:
+    """Scores of targets on tasks with their intervals; what a guesser gets too says so."""
     console = _console()
-    table = table_of("task", "metric", "score", "95 % interval", "n", "chance", "")
-    for measured in found:
+    many = ["target"] if len(found) > 1 else []
+    table = table_of(*many, "task", "metric", "score", "95 % interval", "n", "chance", "")
+    for measured in (m for of_target in found for m in of_target):
         for name, score in measured.scores.items():
             interval = "" if score.low is None else f"{score.low:.4f} to {score.high:.4f}"
             chance = "" if score.chance is None else f"{score.chance:.3f}"
             remark = "no better than chance" if score.is_chance else ""
-            table.add_row(measured.task, name, f"{score.value:.4f}", interval, str(score.n), chance, remark)
+            whose = [measured.target] if many else []
+            table.add_row(
+                *whose, measured.task, name, f"{score.value:.4f}", interval, str(score.n), chance, remark
+            )
     console.print(table)
-    for measured in found:
+    for measured in (m for of_target in found for m in of_target):
         for remark in measured.remarks:
-            console.print(f"{measured.task}: {remark}")
+            owner = f"{measured.target}, " if many else ""
+            console.print(f"{owner}{measured.task}: {remark}", markup=False, highlight=False)
+
+
+def print_compared(found: list[Compared]) -> None:
+    """B against A, metric by metric; p of a task's headline is adjusted for all headlines."""
+    console = _console()
+    table = table_of("task", "metric", "A", "B", "B - A", "95 % interval", "relative", "n", "p", "verdict")
+    for c in found:
+        d = c.difference
+        relative = "" if c.relative is None else f"{c.relative:+.1%}"
+        p = f"{d.p:.3g}" if c.p_holm is None else f"{c.p_holm:.3g} (Holm)"
+        values = f"{c.a:.4f}", f"{c.b:.4f}", f"{d.value:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}", relative
+        table.add_row(c.task, c.metric, *values, str(d.n), p, c.verdict)
+    console.print(table)

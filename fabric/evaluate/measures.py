@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -12,9 +12,14 @@ from fabric.evaluate import scores
 from fabric.evaluate.scores import Difference, Score
 from fabric.evaluate.task import Outcome
 
+Better = Literal["higher", "lower"] | None
+
 
 class Measure(Protocol):
-    """A metric of a task's outcomes."""
+    """A metric of a task's outcomes. `better`: the direction, None where neither is."""
+
+    @property
+    def better(self) -> Better: ...
 
     def score(self, outcomes: Sequence[Outcome]) -> Score:
         """The metric with its interval. Raises ValueError without outcomes."""
@@ -29,6 +34,7 @@ class Share:
 
     is_right: Callable[[Outcome], bool]
     chance: Callable[[Outcome], float] | None = None
+    better: Better = "higher"
 
     def score(self, outcomes: Sequence[Outcome]) -> Score:
         chances = None if self.chance is None else [self.chance(o) for o in outcomes]
@@ -45,6 +51,7 @@ class MeanOfShares:
     is_right: Callable[[Outcome], bool]
     group: Callable[[Outcome], str]
     chance: float
+    better: Better = "higher"
 
     def score(self, outcomes: Sequence[Outcome]) -> Score:
         return scores.mean_of_shares(list(self._groups(outcomes).values()), self.chance)
@@ -65,6 +72,7 @@ class Mean:
     """The mean of one number an item."""
 
     value: Callable[[Outcome], float]
+    better: Better = "higher"
 
     def score(self, outcomes: Sequence[Outcome]) -> Score:
         return scores.ratio([self.value(o) for o in outcomes], [1.0] * len(outcomes))
@@ -81,6 +89,7 @@ class Ratio:
     above: Callable[[Outcome], float]
     below: Callable[[Outcome], float]
     of: Callable[[np.ndarray], np.ndarray] = np.asarray
+    better: Better = "lower"
 
     def score(self, outcomes: Sequence[Outcome]) -> Score:
         return scores.ratio(*self._sums(outcomes), self.of)
@@ -99,6 +108,7 @@ class Confusion:
     metric: Callable[[np.ndarray], np.ndarray]
     pair: Callable[[Outcome], tuple[int, int]]
     n_classes: Callable[[Outcome], int]
+    better: Better = "higher"
 
     def score(self, outcomes: Sequence[Outcome]) -> Score:
         counts = scores.confusion([self.pair(o) for o in outcomes], self._n_classes(outcomes))
@@ -117,6 +127,7 @@ class Whole:
     """Any function of all outcomes, with a bootstrap over items."""
 
     metric: Callable[[Sequence[Outcome]], float]
+    better: Better = "higher"
 
     def score(self, outcomes: Sequence[Outcome]) -> Score:
         return scores.bootstrapped(outcomes, self.metric)

@@ -37,7 +37,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Ran:
-    """Every item's outcome, in order, and what a reader of the scores must know (texts that were cut, say)."""
+    """Every item's outcome in order, plain JSON, and what a reader of scores must know (texts that were cut, say)."""
 
     outcomes: Sequence[Outcome]
     remarks: tuple[str, ...] = ()
@@ -48,10 +48,11 @@ class Task(ABC):
     """Base of the kinds. `about`: what the task asks, in a few words.
 
     `SETTINGS`: the fields a user may set (`sst2:shots=4`); the others are the task's own. A field of that name must
-    have a type that pydantic reads.
+    have a type that pydantic reads. `REVISION` is raised when the same items would get other outcomes.
     """
 
     KIND: ClassVar[str]
+    REVISION: ClassVar[int] = 1
     SETTINGS: ClassVar[tuple[str, ...]] = ()
 
     name: str
