@@ -139,9 +139,10 @@ class Job:
             extra = (
                 f" and {objective.EXTRA_IDS} for objective {objective.kind}" if objective.EXTRA_IDS else ""
             )
+            whose = "the tokenizer's" if data.examples is None else "the examples'"
             raise explain(
                 base, ("model", "vocab_size"),
-                f"{given_vocabulary} is smaller than the {'examples' if data.examples else 'tokenizer'}'s {size}{extra}; leave it out or raise it",
+                f"{given_vocabulary} is smaller than {whose} {size}{extra}; leave it out or raise it",
                 ("base",),
             )  # fmt: skip
         model: ModelConfig = validate(ModelConfig, document, ("base", "model"))

