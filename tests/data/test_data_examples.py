@@ -1,7 +1,9 @@
 """Labelled examples: every registered kind is what it says, its cache gives back what it made, mistakes are named."""
 
+import hashlib
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,15 +16,30 @@ from fabric.data.corpus import SPLITS
 from fabric.data.example_cache import _check
 from fabric.data.examples.base import PADDING, UNASKED, ExamplesConfig, GeneratedExamples, distinct, row_keys, split_of
 from fabric.data.examples.mqar import MQARConfig, placed
+from fabric.data.examples.pattern_reasoning import _INVERSE
 from models.parts import parts_in
 
 KINDS = parts_in(EXAMPLES, ExamplesConfig)
-SMALL = {"mqar": {"n_pairs": 4, "vocab_size": 64}}
 # A kind in the forms that its required fields do not show; each with rows that hold it.
 CASES = {
     "mqar": ({"kind": "mqar", "n_pairs": 4, "vocab_size": 64}, 32),
     "mqar_zeros": ({"kind": "mqar", "n_pairs": 4, "vocab_size": 64, "random_non_queries": False}, 32),
     "mqar_full": ({"kind": "mqar", "n_pairs": 6, "vocab_size": 40, "power_a": 1.0}, 24),
+    "remember": ({"kind": "associative_retrieval", "n_pairs": 5}, 26),
+    "remember_long": ({"kind": "associative_retrieval", "n_pairs": 4, "key_size": 2, "value_size": 3}, 33),
+    "rewrite": ({"kind": "associative_retrieval", "n_pairs": 9, "task": "rewrite"}, 40),
+    "copy": ({"kind": "copy", "length": 8, "n_symbols": 10}, 16),
+    "reverse": ({"kind": "copy", "length": 8, "reverse": True}, 20),
+    "induction": ({"kind": "induction"}, 20),
+    "marker": ({"kind": "marker_memory", "n_markers": 3, "separation": 7}, 30),
+    "marker_many": ({"kind": "marker_memory", "n_markers": 3, "n_distractors": 4, "n_queries": 2}, 32),
+    "sum": ({"kind": "multi_hop", "n_hops": 2}, 20),
+    "chain": ({"kind": "multi_hop", "n_hops": 3, "question": "chain"}, 40),
+    "retrieval": ({"kind": "multi_hop", "n_hops": 1, "n_others": 7, "question": "chain"}, 27),
+    "arithmetic": ({"kind": "pattern_reasoning", "n_predict": 3, "n_examples": 1}, 16),
+    "geometric": ({"kind": "pattern_reasoning", "rule": "geometric"}, 8),
+    "fibonacci": ({"kind": "pattern_reasoning", "rule": "fibonacci", "n_predict": 2}, 7),
+    "affine": ({"kind": "pattern_reasoning", "rule": "affine", "n_examples": 2}, 20),
 }
 FEW = {"n_train": 300, "n_validation": 60, "n_test": 80}
 
@@ -173,10 +190,53 @@ def test_mqars_questions_come_early_as_often_as_published():
     assert np.abs(np.bincount(slots, minlength=10) / 20_000 - p).max() < 4 * (0.25 / 20_000) ** 0.5
 
 
-def test_mqars_rows_are_fixed():
-    """Caches that exist were drawn so: a change of it bumps REVISION."""
-    ids, targets = config_of("mqar").examples.build("test", 32)
-    assert (MQARConfig.REVISION, int(row_keys(np.stack((ids, targets), 1).reshape(1, -1))[0])) == (1, 0)
+# ---- the others
+
+
+def test_a_rules_parameters_are_in_one_split_only():
+    for name, parameter in (("arithmetic", lambda x: x[:, 1] - x[:, 0]), ("geometric", lambda x: (x[:, 1] * _INVERSE[x[:, 0]]))):
+        config = config_of(name)
+        seen = []
+        for split in SPLITS:
+            ids, _ = config.examples.build(split, config.seq_len)
+            numbers = ids[:, 1 + config.examples._before :][:, :2].astype(np.int64) - 16
+            seen.append(set((parameter(numbers) % 97).tolist()))
+        assert not seen[0] & seen[1] | seen[0] & seen[2] | seen[1] & seen[2]
+        assert sum(map(len, seen)) > 60
+
+
+def test_facts_are_apart_and_distractors_have_no_mark():
+    config = config_of("marker", n_distractors=3)
+    ids, _ = config.examples.build("train", 34)
+    for row in ids:
+        marks = np.flatnonzero(row == 3)
+        assert len(marks) == 3
+        assert (np.diff(marks) >= 7).all()
+        keys = np.flatnonzero((row >= 113) & (row < 177))
+        assert len(keys) == 3 + 3 + 1
+        assert (row[keys + 1][:-1] >= 177).all()
+
+
+def test_one_required_fact_deleted_leaves_chance():
+    """Of a sum, with one of its facts blanked: the oracle is at chance too."""
+    examples, ids, targets = many("sum")
+    asked = ids[:, 3 * 5 + 1]
+    at = np.argmax(ids[:, :15] == asked[:, None], axis=1)
+    np.put_along_axis(ids, at[:, None] + 1, 16 + np.random.default_rng(0).integers(0, 97, (len(ids), 1)), axis=1)
+    right = (examples.solve(ids) == targets)[targets != UNASKED].mean()
+    assert right < 1 / 97 + 4 * (1 / 97 / 3000) ** 0.5
+
+
+GOLDEN = json.loads(Path(__file__).with_name("golden_examples.json").read_text())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rows_are_fixed(name):
+    """Caches that exist were drawn so: a change of it bumps the kind's REVISION."""
+    config = config_of(name)
+    rows = np.stack(config.examples.build("test", config.seq_len), 1).astype("<i4")
+    found = [config.examples.REVISION, hashlib.sha256(rows.tobytes()).hexdigest()[:16]]
+    assert found == GOLDEN.get(name), f"{name}: {found}"
 
 
 # ---- helpers

