@@ -187,7 +187,11 @@ def find_trial(target: str | Path | Url) -> tuple[Store, TrialRecord]:
 def _source(spec: TrialSpec) -> str:
     """What a trial read, in words."""
     examples = spec.data.examples
-    return f"the text of {spec.data.corpus.kind}" if examples is None else f"what examples {examples.kind} are made of"
+    return (
+        f"the text of {spec.data.corpus.kind}"
+        if examples is None
+        else f"what examples {examples.kind} are made of"
+    )
 
 
 def _open_cache(store: Store, spec: TrialSpec) -> TokenCache:

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 class LayerState:
     """The remembered tensors of one layer; `conv` is the state of the short convolution in front of its mixer."""
 
-    def __init__(
-        self, tensors: Sequence[Tensor], window: int | None, conv: LayerState | None = None
-    ) -> None:
+    def __init__(self, tensors: Sequence[Tensor], window: int | None, conv: LayerState | None = None) -> None:
         self.tensors = tuple(tensors)
         self.conv = conv
         self.n_slots = self.tensors[0].shape[1] if self.tensors else 0
@@ -158,8 +156,8 @@ class Cache:
             raise ValueError(f"{n} tokens cannot be taken back: the cache holds {self.n_tokens}")
         if n and any(state.is_ring and self.n_tokens > state.n_slots for state in self._states):
             raise ValueError(
-                "a sliding window or a short convolution keeps no tokens outside it, so none can be taken back; decode without "
-                "speculation (no assistant model, no prompt lookup), or without a cache (use_cache=False)"
+                "a sliding window or a short convolution keeps no tokens outside it, so none can be taken back; decode "
+                "without speculation (no assistant model, no prompt lookup), or without a cache (use_cache=False)"
             )
         self.n_tokens -= n
         if self.key_mask_BS is not None:

@@ -35,7 +35,8 @@ class TokenCache:
 
     @classmethod
     def open(cls, path: Path | str, key: str | None = None) -> TokenCache:
-        """Open a cache folder (of examples: an `ExampleCache`) after checking its files' sizes and its tokenizer against the manifest.
+        """Open a cache folder (of examples: an `ExampleCache`) after checking its files' sizes and its tokenizer
+        against the manifest.
 
         Raises ValueError naming the file that is missing, cut short or not the one the cache was built with,
         and when `key` is given and the cache is another one.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fabric.data.config import DataConfig
+    from fabric.data.tokenizer import Tokenizer
 
 EXAMPLES_VERSION = 1  # raise when the same examples would give other files
 
@@ -73,7 +74,7 @@ class ExampleCache(TokenCache):
 
 
 def examples_key(config: DataConfig, root: Path) -> str:
-    """The content address of a config's examples: their identity, the length of a row, the tokenizer where they are text."""
+    """The content address of a config's examples: their identity, the length of a row, a text's tokenizer."""
     assert config.examples is not None
     about: dict[str, Any] = {
         "examples": EXAMPLES_VERSION,
@@ -97,11 +98,13 @@ class ExampleBuild(Preparation):
     def run(self) -> None:
         """Build every split, check it, write it."""
         examples = examples_of(self.config)
+        tokenizer = self._tokenizer(examples) if examples.READS_TEXT else None
+        n_ids = examples.n_ids if tokenizer is None else tokenizer.vocab_size
         splits = {}
         for number, split in enumerate(SPLITS):
             self.progress("examples", number / len(SPLITS))
-            ids_NT, targets_NT = examples.build(split, self.config.seq_len, None)
-            _check(ids_NT, targets_NT, examples.n_ids, f"{examples.kind}: {split}")
+            ids_NT, targets_NT = examples.build(split, self.config.seq_len, tokenizer)
+            _check(ids_NT, targets_NT, n_ids, f"{examples.kind}: {split}")
             rows = np.stack((ids_NT, targets_NT), axis=1).astype("<i4")
             write_atomic(self.temp / f"{split}.rows.bin", rows.tobytes())
             splits[split] = {"n_examples": len(rows), "n_asked": int((targets_NT != UNASKED).sum())}
@@ -113,18 +116,30 @@ class ExampleBuild(Preparation):
             "rows": "examples",
             "examples": examples.identity(self.root),
             "seq_len": self.config.seq_len,
-            "vocab_size": examples.n_ids,
+            "vocab_size": n_ids,
             "splits": splits,
-            "tokenizer": None,
+            "tokenizer": None if tokenizer is None else self._described(tokenizer),
             "files": {f.name: {"bytes": f.stat().st_size, "sha256": sha256_of_file(f)} for f in files},
         }
         write_atomic(self.temp / "manifest.json", canonical_json(manifest).encode())
+
+    def _tokenizer(self, examples: ExamplesConfig) -> Tokenizer:
+        tokenizer = self.config.tokenizer.build(examples.texts, self.root)
+        write_atomic(self.temp / "tokenizer.json", tokenizer.json.encode())
+        np.save(self.temp / "token_bytes.npy", tokenizer.token_bytes())
+        return tokenizer
+
+    def _described(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        eos = {"eos_id": tokenizer.eos_id, "eos_token": tokenizer.eos_token}
+        return {"identity": self.config.tokenizer.identity(self.root), "sha256": tokenizer.sha256, **eos}
 
 
 def _check(ids_NT: np.ndarray, targets_NT: np.ndarray, n_ids: int, what: str) -> None:
     """Raise ValueError for rows that are no labelled examples of `n_ids` ids."""
     if ids_NT.ndim != 2 or ids_NT.shape != targets_NT.shape or not len(ids_NT):
-        raise ValueError(f"examples {what}: ids {ids_NT.shape} and targets {targets_NT.shape} are not rows of one shape")
+        raise ValueError(
+            f"examples {what}: ids {ids_NT.shape} and targets {targets_NT.shape} are not rows of one shape"
+        )
     padded = ids_NT == PADDING
     if (padded[:, :-1] & ~padded[:, 1:]).any():
         raise ValueError(f"examples {what}: padding is left of a token; it belongs on the right")

@@ -19,7 +19,7 @@ from fabric.data.blocks import BLOCK_BYTES
 from fabric.data.build import PACKING_VERSION, Build, Progress, shares_of, split_counts
 from fabric.data.building import WORK, building, remove_abandoned
 from fabric.data.cache import TokenCache
-from fabric.data.config import DataConfig
+from fabric.data.config import DataConfig, vocab_size
 from fabric.data.corpus import CorpusError, Source, reading
 from fabric.data.disk import beside, remembered_sha256, sha256_of
 from fabric.data.example_cache import ExampleBuild, examples_key, examples_of
@@ -130,9 +130,12 @@ def describe_examples(config: DataConfig, root: Path) -> dict[str, Any]:
     examples = examples_of(config)
     key = examples_key(config, root)
     about: dict[str, Any] = {"key": key, "path": str(root / "tokens" / key), "examples": examples.kind}
-    about |= {"order": config.order, "vocab_size": examples.n_ids, "seq_len": config.seq_len}
+    about |= {"order": config.order, "vocab_size": vocab_size(config, root), "seq_len": config.seq_len}
     try:
-        return about | {"state": "built", "splits": _open_sound(root / "tokens" / key, key, root).manifest["splits"]}
+        return about | {
+            "state": "built",
+            "splits": _open_sound(root / "tokens" / key, key, root).manifest["splits"],
+        }
     except ValueError as error:
         state = "damaged" if (root / "tokens" / key).is_dir() else "absent"
         return about | {"state": state, "reason": str(error), "splits": {}}

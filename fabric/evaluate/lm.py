@@ -80,7 +80,9 @@ def score(
         )
     n_rows = available if max_tokens is None else min(available, max(1, max_tokens // seq_len))
     device = next(model.parameters()).device
-    sums: list[tuple[int, float, float, np.ndarray]] = []  # of this rank's batches: first row, nats, bytes, answers
+    sums: list[
+        tuple[int, float, float, np.ndarray]
+    ] = []  # of this rank's batches: first row, nats, bytes, answers
     with evaluating(model):
         for start in range(group.rank * batch_size, n_rows, group.world * batch_size):
             rows = cache.rows(split, seq_len, range(start, min(start + batch_size, n_rows)))

@@ -189,7 +189,7 @@ def _started_model(base: Document, data: DataConfig, start: Start, objective: Ob
     if data.examples is not None and size > start.model.vocab_size:
         raise explain(
             base, ("data", "examples"),
-            f"its {size} ids are more than the {start.model.vocab_size} of the weights in {start.source}; ask for fewer",
+            f"its {size} ids are more than the {start.model.vocab_size} of the weights in {start.source}; take fewer",
             ("base",),
         )  # fmt: skip
     if size > start.model.vocab_size:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +15,15 @@ from fabric.data import Batches, DataConfig, ExampleCache, data_key, describe, p
 from fabric.data.config import EXAMPLES
 from fabric.data.corpus import SPLITS
 from fabric.data.example_cache import _check
-from fabric.data.examples.base import PADDING, UNASKED, ExamplesConfig, GeneratedExamples, distinct, row_keys, split_of
+from fabric.data.examples.base import (
+    PADDING,
+    UNASKED,
+    ExamplesConfig,
+    GeneratedExamples,
+    distinct,
+    row_keys,
+    split_of,
+)
 from fabric.data.examples.mqar import MQARConfig, placed
 from fabric.data.examples.pattern_reasoning import _INVERSE
 from models.parts import parts_in
@@ -161,11 +170,17 @@ def test_the_worked_example_of_mqar():
 
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(
-    pairs=st.integers(1, 8), spare=st.integers(0, 20), half=st.integers(9, 40), power=st.floats(0.01, 2.0), seed=st.integers(0, 99)
+    pairs=st.integers(1, 8),
+    spare=st.integers(0, 20),
+    half=st.integers(9, 40),
+    power=st.floats(0.01, 2.0),
+    seed=st.integers(0, 99),
 )
 def test_mqar_is_as_published(pairs, spare, half, power, seed):
     seq_len = 4 * pairs + 2 * spare
-    task = MQARConfig(kind="mqar", n_pairs=pairs, vocab_size=2 * half, power_a=power, random_non_queries=False)
+    task = MQARConfig(
+        kind="mqar", n_pairs=pairs, vocab_size=2 * half, power_a=power, random_non_queries=False
+    )
     ids, targets, _ = task.draw(np.random.default_rng(seed), 20, seq_len)
     keys, values = ids[:, 0 : 2 * pairs : 2], ids[:, 1 : 2 * pairs : 2]
     assert ((keys >= 1) & (keys < half)).all()
@@ -174,7 +189,8 @@ def test_mqar_is_as_published(pairs, spare, half, power, seed):
         assert len(set(row_keys_)) == len(set(row_values)) == pairs
         asked = np.flatnonzero(row_targets != UNASKED)
         assert len(asked) == pairs
-        assert (asked >= 2 * pairs).all() and (asked % 2 == 0).all()
+        assert (asked >= 2 * pairs).all()
+        assert (asked % 2 == 0).all()
         pair_of = dict(zip(row_keys_, row_values, strict=True))
         assert [pair_of[row_ids[t]] for t in asked] == row_targets[asked].tolist()
         assert sorted(row_ids[asked]) == sorted(row_keys_)
@@ -194,7 +210,10 @@ def test_mqars_questions_come_early_as_often_as_published():
 
 
 def test_a_rules_parameters_are_in_one_split_only():
-    for name, parameter in (("arithmetic", lambda x: x[:, 1] - x[:, 0]), ("geometric", lambda x: (x[:, 1] * _INVERSE[x[:, 0]]))):
+    for name, parameter in (
+        ("arithmetic", lambda x: x[:, 1] - x[:, 0]),
+        ("geometric", lambda x: x[:, 1] * _INVERSE[x[:, 0]]),
+    ):
         config = config_of(name)
         seen = []
         for split in SPLITS:
@@ -222,7 +241,9 @@ def test_one_required_fact_deleted_leaves_chance():
     examples, ids, targets = many("sum")
     asked = ids[:, 3 * 5 + 1]
     at = np.argmax(ids[:, :15] == asked[:, None], axis=1)
-    np.put_along_axis(ids, at[:, None] + 1, 16 + np.random.default_rng(0).integers(0, 97, (len(ids), 1)), axis=1)
+    np.put_along_axis(
+        ids, at[:, None] + 1, 16 + np.random.default_rng(0).integers(0, 97, (len(ids), 1)), axis=1
+    )
     right = (examples.solve(ids) == targets)[targets != UNASKED].mean()
     assert right < 1 / 97 + 4 * (1 / 97 / 3000) ** 0.5
 
@@ -306,6 +327,42 @@ class _Constant(GeneratedExamples):
 
     def query_only(self, ids_NT):
         return ids_NT
+
+
+class _Words(ExamplesConfig):
+    """Texts whose last id is asked."""
+
+    READS_TEXT: ClassVar[bool] = True
+
+    @property
+    def n_ids(self):
+        raise AssertionError("a text's ids are its tokenizer's")
+
+    def identity(self, cache_root):
+        return {"words": 1}
+
+    def texts(self):
+        yield from ("one two three", "two three four")
+
+    def build(self, split, seq_len, tokenizer):
+        rows = [tokenizer.encode(f"{split} {n}")[:seq_len] for n in range(3)]
+        ids = np.array([row + [PADDING] * (seq_len - len(row)) for row in rows])
+        targets = np.full_like(ids, UNASKED)
+        targets[:, 0] = ids[:, 1]
+        return ids, targets
+
+
+@pytest.mark.parametrize("tokenizer", [{"kind": "bytes"}, {"kind": "bpe", "vocab_size": 270}])
+def test_examples_that_are_text_are_tokenised(tmp_path, tokenizer):
+    plain = DataConfig.model_validate({"tokenizer": tokenizer, "seq_len": 16})
+    config = plain.model_copy(update={"examples": _Words(kind="words")})
+    cache = prepare(config, tmp_path)
+    assert cache.vocab_size == vocab_size(config)
+    row = cache.rows("test", 16, [2])[0, 0]
+    assert cache.tokenizer().decode(row[row >= 0].tolist()) == "test 2"
+    other = config.model_copy(update={"tokenizer": DataConfig(tokenizer="bytes", seq_len=2).tokenizer})
+    assert (data_key(other, tmp_path) == cache.key) == (tokenizer["kind"] == "bytes")
+    assert describe(config, tmp_path)["vocab_size"] == cache.vocab_size
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,9 @@ def config_of(mixer: dict[str, Any], **changes: Any) -> ModelConfig:
         "d_model": 32,
         "n_layers": 2,
         "max_seq_len": 64,
-        "mixer": {name: value for name, value in mixer.items() if name not in ("mixer_pattern", "short_conv")},
+        "mixer": {
+            name: value for name, value in mixer.items() if name not in ("mixer_pattern", "short_conv")
+        },
         "short_conv": mixer.get("short_conv"),
         "mixer_pattern": mixer.get("mixer_pattern"),
         "ffn": {"kind": "swiglu", "d_ff": 48},

@@ -112,7 +112,9 @@ def test_flops_of_one_token_are_those_counted(name, ffn):
     # The counter knows the unfused attention only, and PyTorch's products (ours, for decoding, take no gradients).
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(ids_of(1, 1))
-    conv = 2 * 2 * (config.short_conv or 0) * config.d_model  # of two layers; no product, so not seen by the counter
+    conv = (
+        2 * 2 * (config.short_conv or 0) * config.d_model
+    )  # of two layers; no product, so not seen by the counter
     assert counter.get_total_flops() + conv == flops_per_token(config, seq_len=1)
 
 

@@ -24,7 +24,9 @@ def test_it_is_torchs_depthwise_convolution_padded_on_the_left(n_taps):
 def test_initial_values_are_as_wide_as_torchs_convolutions():
     config = config_of(MHA, short_conv=3, d_model=512, init={"std": 0.02})
     weight = build(config, seed=0).layers[0].short_conv.weight
-    assert weight.std().item() == pytest.approx(torch.nn.Conv1d(512, 512, 3, groups=512).weight.std().item(), rel=0.1)
+    assert weight.std().item() == pytest.approx(
+        torch.nn.Conv1d(512, 512, 3, groups=512).weight.std().item(), rel=0.1
+    )
     assert n_params(config) - n_params(config.replace(short_conv=None)) == 2 * 3 * 512
 
 
@@ -63,7 +65,10 @@ def test_a_cache_that_has_room_for_fewer_tokens_than_taps():
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"short_conv": 1}, "greater than or equal to 2"), ({"short_conv": 3, "causal": False}, "one direction only")],
+    [
+        ({"short_conv": 1}, "greater than or equal to 2"),
+        ({"short_conv": 3, "causal": False}, "one direction only"),
+    ],
 )
 def test_what_it_cannot_be(changes, words):
     with pytest.raises(ValueError, match=words):

@@ -123,7 +123,9 @@ def test_micro_batches_change_the_losses_by_rounding_only(labelled, store):
 def test_what_is_measured(labelled, store):
     data, cache = labelled
     assert isinstance(cache, ExampleCache)
-    trial = answering(data, cache, steps=4, evaluate={"lengths": (16,), "batch_sizes": (2,), "final_val_tokens": None})
+    trial = answering(
+        data, cache, steps=4, evaluate={"lengths": (16,), "batch_sizes": (2,), "final_val_tokens": None}
+    )
     record, report = store.trial(trial.id), Reports()
     final = loop.run(trial, record, cache, report=report).final
     model = load_model(trial, newest_checkpoint(record)[1])

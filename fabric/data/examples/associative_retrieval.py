@@ -33,7 +33,7 @@ class AssociativeRetrievalConfig(GeneratedExamples):
     def _enough_keys(self) -> AssociativeRetrievalConfig:
         if self.task == "remember" and self.n_pairs > SYMBOLS**self.key_size:
             raise ValueError(
-                f"n_pairs={self.n_pairs}: there are {SYMBOLS**self.key_size} different keys of key_size={self.key_size}; "
+                f"n_pairs={self.n_pairs}: there are {SYMBOLS**self.key_size} keys of key_size={self.key_size}; "
                 "use fewer pairs, a larger key_size, or task: rewrite"
             )
         return self
@@ -60,7 +60,9 @@ class AssociativeRetrievalConfig(GeneratedExamples):
                 "from there on, or fewer pairs"
             )
 
-    def draw(self, random: np.random.Generator, n: int, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def draw(
+        self, random: np.random.Generator, n: int, seq_len: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         P, ks, vs = self.n_pairs, self.key_size, self.value_size
         if self.task == "remember":
             codes_NP = distinct(random, n, P, SYMBOLS**ks)
@@ -96,7 +98,9 @@ class AssociativeRetrievalConfig(GeneratedExamples):
         same_NP = (pairs_NPL[:, :, :ks] == ids_NT[:, None, facts : facts + ks]).all(axis=2)
         last_N = P - 1 - np.argmax(same_NP[:, ::-1], axis=1)
         answers_NT = np.zeros_like(ids_NT)
-        answers_NT[:, facts + ks : self._length] = pairs_NPL[np.arange(len(ids_NT)), last_N, ks + 1 : ks + 1 + vs]
+        answers_NT[:, facts + ks : self._length] = pairs_NPL[
+            np.arange(len(ids_NT)), last_N, ks + 1 : ks + 1 + vs
+        ]
         return answers_NT
 
     def query_only(self, ids_NT: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ position the id that must follow it, `UNASKED` (-100) where nothing is asked.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -49,6 +50,10 @@ class ExamplesConfig(DataPart):
     def check(self, seq_len: int) -> None:
         """Raise ValueError where rows of `seq_len` positions cannot hold what is asked for."""
 
+    def texts(self) -> Iterator[str]:
+        """The training split's texts, for a tokenizer that is trained; nothing where rows are no text."""
+        return iter(())
+
     @abstractmethod
     def build(self, split: str, seq_len: int, tokenizer: Tokenizer | None) -> Rows:
         """All rows of a split, ids_NT and targets_NT. No row is in two splits; every row asks something."""
@@ -68,7 +73,9 @@ class GeneratedExamples(ExamplesConfig):
     seed: int = Field(default=0, ge=0)
 
     @abstractmethod
-    def draw(self, random: np.random.Generator, n: int, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def draw(
+        self, random: np.random.Generator, n: int, seq_len: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`n` rows: ids_NT, targets_NT, and keys_N, uint64: rows of one key are never in two splits (`row_keys`)."""
 
     @abstractmethod
@@ -115,7 +122,11 @@ class GeneratedExamples(ExamplesConfig):
 def split_of(keys_N: np.ndarray) -> np.ndarray:
     """The split's number (its place in `SPLITS`) of what has a key: a function of the key alone."""
     share_N = (mix(keys_N) % np.uint64(SHARES)).astype(np.int64)
-    return np.where(share_N == 0, SPLITS.index("validation"), np.where(share_N == 1, SPLITS.index("test"), SPLITS.index("train")))
+    return np.where(
+        share_N == 0,
+        SPLITS.index("validation"),
+        np.where(share_N == 1, SPLITS.index("test"), SPLITS.index("train")),
+    )
 
 
 def row_keys(values_NK: np.ndarray) -> np.ndarray:
@@ -136,4 +147,3 @@ def distinct(random: np.random.Generator, n: int, k: int, size: int) -> np.ndarr
         if not twice_N.any():
             return drawn_NK
         drawn_NK[twice_N] = random.integers(0, size, (int(twice_N.sum()), k))
-

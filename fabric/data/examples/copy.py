@@ -35,7 +35,9 @@ class CopyConfig(GeneratedExamples):
                 "from there on, or a smaller length"
             )
 
-    def draw(self, random: np.random.Generator, n: int, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def draw(
+        self, random: np.random.Generator, n: int, seq_len: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         L = self.length
         source_NL = random.integers(0, self.n_symbols, (n, L))
         copy_NL = source_NL[:, ::-1] if self.reverse else source_NL

@@ -32,7 +32,9 @@ class InductionConfig(GeneratedExamples):
         if seq_len < 3:
             raise ValueError(f"seq_len={seq_len}: a marker, a symbol and the marker again take 3 places")
 
-    def draw(self, random: np.random.Generator, n: int, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def draw(
+        self, random: np.random.Generator, n: int, seq_len: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows_N, at_N = np.arange(n), random.integers(0, seq_len - 2, n)
         ids_NT = random.integers(0, self.n_symbols, (n, seq_len))
         ids_NT[rows_N, at_N] = ids_NT[:, -1] = self.n_symbols

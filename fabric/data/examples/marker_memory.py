@@ -41,7 +41,9 @@ class MarkerMemoryConfig(GeneratedExamples):
                 f"n_markers={self.n_markers} and n_distractors={self.n_distractors} need a key each; there are {N_KEYS}"
             )
         if self.n_queries > self.n_markers:
-            raise ValueError(f"n_queries={self.n_queries} is above n_markers={self.n_markers}; ask for each at most once")
+            raise ValueError(
+                f"n_queries={self.n_queries} is above n_markers={self.n_markers}; ask for each at most once"
+            )
         return self
 
     @property
@@ -56,11 +58,13 @@ class MarkerMemoryConfig(GeneratedExamples):
         least = asked + max(3 + (n - 1) * self.separation, 4 * n + 3 * self.n_distractors + 1)
         if seq_len < least:
             raise ValueError(
-                f"seq_len={seq_len}: facts, distractors and questions need {least} places; use a seq_len from there on, "
+                f"seq_len={seq_len}: facts, distractors and questions need {least} places; use a longer seq_len, "
                 "or fewer of them"
             )
 
-    def draw(self, random: np.random.Generator, n: int, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def draw(
+        self, random: np.random.Generator, n: int, seq_len: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         F, Q = self.n_markers, self.n_queries
         length = seq_len - (4 * Q - 1)
         keys_NK = FIRST_KEY + distinct(random, n, F + self.n_distractors, N_KEYS)
@@ -68,8 +72,9 @@ class MarkerMemoryConfig(GeneratedExamples):
         slack = length - 3 - (F - 1) * self.separation
         starts_NF = np.sort(random.integers(0, slack + 1, (n, F)), axis=1) + self.separation * np.arange(F)
         ids_NL = filler(random, n, length)
-        for offset, words in enumerate((MARK, keys_NK[:, :F], values_NK[:, :F])):
-            np.put_along_axis(ids_NL, starts_NF + offset, words, axis=1)
+        np.put_along_axis(ids_NL, starts_NF, MARK, axis=1)
+        for offset, words_NK in ((1, keys_NK), (2, values_NK)):
+            np.put_along_axis(ids_NL, starts_NF + offset, words_NK[:, :F], axis=1)
         free_NL = np.ones((n, length), bool)
         for offset in range(3):
             np.put_along_axis(free_NL, starts_NF + offset, False, axis=1)

@@ -53,7 +53,9 @@ class MQARConfig(GeneratedExamples):
                 f"use an even seq_len from {4 * self.n_pairs} on, or fewer pairs"
             )
 
-    def draw(self, random: np.random.Generator, n: int, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def draw(
+        self, random: np.random.Generator, n: int, seq_len: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         half, pairs = self.vocab_size // 2, self.n_pairs
         keys_NP = 1 + distinct(random, n, pairs, half - 1)
         values_NP = half + distinct(random, n, pairs, half)
@@ -81,7 +83,9 @@ class MQARConfig(GeneratedExamples):
         return context[:, 0::2], context[:, 1::2]
 
 
-def placed(keys_NP: np.ndarray, values_NP: np.ndarray, slots_NP: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+def placed(
+    keys_NP: np.ndarray, values_NP: np.ndarray, slots_NP: np.ndarray, seq_len: int
+) -> tuple[np.ndarray, np.ndarray]:
     """ids_NT and targets_NT of pairs asked for at slots (places `2 P + 2 slot`); 0 where nothing stands."""
     n, pairs = keys_NP.shape
     ids_NT, targets_NT = np.zeros((n, seq_len), np.int64), np.full((n, seq_len), UNASKED, np.int64)

@@ -8,7 +8,17 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from fabric.data.examples.base import PADDING, UNASKED, GeneratedExamples, distinct, row_keys
-from fabric.data.examples.symbols import ANS, FIRST_KEY, FIRST_NUMBER, MARK, N_IDS, N_KEYS, PRIME, QRY, facts_of
+from fabric.data.examples.symbols import (
+    ANS,
+    FIRST_KEY,
+    FIRST_NUMBER,
+    MARK,
+    N_IDS,
+    N_KEYS,
+    PRIME,
+    QRY,
+    facts_of,
+)
 
 
 class MultiHopConfig(GeneratedExamples):
@@ -65,7 +75,9 @@ class MultiHopConfig(GeneratedExamples):
                 "there on, or fewer hops or others"
             )
 
-    def draw(self, random: np.random.Generator, n: int, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def draw(
+        self, random: np.random.Generator, n: int, seq_len: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         F, h = self._n_facts, self.n_hops
         keys_NK = FIRST_KEY + distinct(random, n, self._n_keys, N_KEYS)
         if self.question == "sum":

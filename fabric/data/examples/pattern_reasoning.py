@@ -31,7 +31,9 @@ class PatternReasoningConfig(GeneratedExamples):
     @model_validator(mode="after")
     def _rule_is_shown(self) -> PatternReasoningConfig:
         if self.rule == "affine" and self.n_shown < 3:
-            raise ValueError(f"n_shown={self.n_shown}: an affine rule is known from 3 numbers on; show 3 or more")
+            raise ValueError(
+                f"n_shown={self.n_shown}: an affine rule is known from 3 numbers on; show 3 or more"
+            )
         return self
 
     @property
@@ -53,14 +55,18 @@ class PatternReasoningConfig(GeneratedExamples):
     def check(self, seq_len: int) -> None:
         if seq_len < self._length:
             raise ValueError(
-                f"seq_len={seq_len}: examples, question and answer take {self._length} places; use a seq_len from there "
-                "on, or fewer numbers"
+                f"seq_len={seq_len}: examples, question and answer take {self._length} places; use a seq_len from "
+                "there on, or fewer numbers"
             )
 
-    def draw(self, random: np.random.Generator, n: int, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def draw(
+        self, random: np.random.Generator, n: int, seq_len: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         S, E = self.n_shown, self.n_examples
         parameters_N2 = np.stack((random.integers(2, PRIME, n), random.integers(1, PRIME, n)), axis=1)
-        starts_NE2 = np.stack((random.integers(1, PRIME, (n, E + 1)), random.integers(0, PRIME, (n, E + 1))), axis=2)
+        starts_NE2 = np.stack(
+            (random.integers(1, PRIME, (n, E + 1)), random.integers(0, PRIME, (n, E + 1))), axis=2
+        )
         numbers_NEX = FIRST_NUMBER + self._sequences(starts_NE2, parameters_N2, S + self.n_predict)
         ids_NT = np.full((n, seq_len), PADDING, np.int64)
         targets_NT = np.full((n, seq_len), UNASKED, np.int64)
@@ -88,7 +94,9 @@ class PatternReasoningConfig(GeneratedExamples):
             if self.rule == "fibonacci":
                 new = starts_NE2[..., 1] if i == 1 else last + found[-2]
             else:
-                new = {"arithmetic": last + b_N1, "geometric": last * c_N1, "affine": last * c_N1 + b_N1}[self.rule]
+                new = {"arithmetic": last + b_N1, "geometric": last * c_N1, "affine": last * c_N1 + b_N1}[
+                    self.rule
+                ]
             found.append(new % PRIME)
         return np.stack(found, axis=-1)
 

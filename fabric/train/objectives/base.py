@@ -85,7 +85,7 @@ class ObjectiveConfig(Part):
     def examples(
         self, rows_BT1: np.ndarray, *, seed: int, step: int, n_ids: int, first_row: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Of what a cache's `rows` gives: what the model reads, ids_BT, and what it must predict, targets_BT (-100: nothing); int64.
+        """What the model reads, ids_BT, and what it must predict, targets_BT (-100: nothing), of a cache's rows; int64.
 
         A pure function of the tokens, (seed, step) and each row's number in the global batch, which counts from
         `first_row`. `n_ids` is V.
