@@ -121,7 +121,7 @@ class TextTask(Task):
     def run(self, prepared: Prepared, subject: Subject, *, rows: int | None = None) -> Ran:
         """Every window's {nats, n_tokens, n_bytes, n_chars, n_words}; the last three as the text's mean token has."""
         p = prepared
-        nats = _nats(subject, p.windows, rows or max(1, TOKENS // p.length))
+        nats = window_nats(subject, p.windows, rows)
         outcomes = [
             {
                 "nats": x,
@@ -162,17 +162,18 @@ def rolling(ids: Sequence[int], first_id: int, length: int, stride: int) -> Iter
 
 
 @torch.inference_mode()
-def _nats(subject: Subject, windows: Sequence[Window], rows: int) -> list[float]:
-    """Each window's negative log-likelihood; windows of one length go through the model together."""
+def window_nats(subject: Subject, windows: Sequence[Window], rows: int | None = None) -> list[float]:
+    """Each window's negative log-likelihood; those of one length go through the model together, `rows` at a time."""
     found = [0.0] * len(windows)
     by_length: dict[int, list[int]] = {}
     for i, window in enumerate(windows):
         by_length.setdefault(len(window.ids), []).append(i)
     model = subject.model
     device = model.lm_head_weight.device
-    for mine in by_length.values():
-        for start in range(0, len(mine), rows):
-            batch = mine[start : start + rows]
+    for n_ids, mine in by_length.items():
+        at_once = rows or max(1, TOKENS // n_ids)
+        for start in range(0, len(mine), at_once):
+            batch = mine[start : start + at_once]
             ids_BT1 = torch.tensor([windows[i].ids for i in batch], device=device)
             targets_BT = ids_BT1[:, 1:].clone()
             for row, i in enumerate(batch):
