@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fabric.exporting import export, generate
     from fabric.inspecting import describe_data, get_data, list_parts
     from fabric.job.document import JobError
-    from fabric.measuring import measure, measure_all
+    from fabric.measuring import measure, measure_all, measure_with_harness
     from fabric.planning.report import plan
     from fabric.results import results, status
     from fabric.running import run
@@ -36,6 +36,7 @@ _HOME = {
     "list_parts": "fabric.inspecting",
     "measure": "fabric.measuring",
     "measure_all": "fabric.measuring",
+    "measure_with_harness": "fabric.measuring",
     "plan": "fabric.planning.report",
     "results": "fabric.results",
     "run": "fabric.running",
@@ -56,6 +57,7 @@ __all__ = [
     "list_parts",
     "measure",
     "measure_all",
+    "measure_with_harness",
     "plan",
     "results",
     "run",

@@ -46,7 +46,8 @@ TARGET_HELP = (
     "A trial's folder or URL, a job's (then its best trial), a Hugging Face folder, or a .gguf file."
 )
 TargetArgument = Annotated[str, typer.Argument(help=TARGET_HELP, metavar="TARGET")]
-Tasks = Annotated[str, typer.Option(help="Names, with commas; settings behind: sst2,boolq:shots=4.")]
+TASKS = typer.Option(help="Names, with commas; settings behind: sst2,boolq:shots=4.")
+Tasks = Annotated[str, TASKS]
 TaskData = Annotated[
     str | None, typer.Option("--data", help="The folder with the tasks' files (default: $FABRIC_DATA).")
 ]
@@ -293,7 +294,10 @@ def generate(
 @app.command("eval", rich_help_panel=MODEL)
 def evaluate(
     targets: Annotated[list[str], typer.Argument(help=TARGET_HELP, metavar="TARGET...")],
-    tasks: Tasks,
+    tasks: Annotated[str, TASKS] = "",
+    harness: Annotated[
+        str, typer.Option(help="Tasks of lm-evaluation-harness: names, or paths of their YAML files.")
+    ] = "",
     data: TaskData = None,
     limit: Limit = None,
     seed: Drawn = 0,
@@ -304,15 +308,24 @@ def evaluate(
 ) -> None:
     """Score trained models on tasks."""
     from fabric.evaluate.tasks import named
-    from fabric.measuring import measure_all
-    from fabric.printing import print_json, print_measured
+    from fabric.measuring import measure_all, measure_with_harness
+    from fabric.printing import print_harnessed, print_json, print_measured
 
     asked: dict[str, Any] = {"data": data, "limit": limit, "seed": seed, "out": out}
-    found = measure_all(targets, named(tasks), **asked, workers=workers, address=address)
+    theirs = named(harness)
+    ours = (
+        measure_all(targets, named(tasks), **asked, workers=workers, address=address)
+        if named(tasks) or not theirs
+        else []
+    )
+    found = measure_with_harness(targets, theirs, limit=limit, seed=seed) if theirs else []
     if json:
-        print_json([m.as_dict() for of_target in found for m in of_target])
-    else:
-        print_measured(found)
+        print_json([*(m.as_dict() for of_target in ours for m in of_target), *(h.as_dict() for h in found)])
+        return
+    if ours:
+        print_measured(ours)
+    if found:
+        print_harnessed(found)
 
 
 @app.command(rich_help_panel=MODEL)

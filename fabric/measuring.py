@@ -17,6 +17,7 @@ from fabric.evaluate.tasks import tasks as known_tasks
 from fabric.paths import real_path
 
 if TYPE_CHECKING:
+    from fabric.evaluate.harness import Harnessed
     from fabric.evaluate.subject import Subject
     from fabric.store import Url
 
@@ -131,6 +132,27 @@ def measure_all(
             raise ValueError("workers hand their results over in a folder; name it (out)")
         measure_with_ray(names, asked, workers, address)
     return [_measured(name, asked, loaded) for name in names]
+
+
+def measure_with_harness(
+    targets: Iterable[str | Path | Url],
+    tasks: Iterable[str],
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    precision: Precision = "fp32",
+) -> list[Harnessed]:
+    """The scores that lm-evaluation-harness finds for targets on its tasks (names, or paths of their YAML files).
+
+    Raises ValueError where it is not installed, for a task it does not know, and for data it cannot get.
+    """
+    from fabric.evaluate.harness import harness_tasks, run_harness
+
+    asked = harness_tasks(list(tasks))
+    found: list[Harnessed] = []
+    for target in map(str, targets):
+        found += run_harness(subject_of(target, precision), target, asked, limit=limit, seed=seed)
+    return found
 
 
 def measure_one(target: str, task: str, asked: Request, subject: Subject) -> None:

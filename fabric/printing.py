@@ -19,6 +19,7 @@ from fabric.store import local
 if TYPE_CHECKING:
     from fabric.comparing import Compared
     from fabric.doctoring import Finding
+    from fabric.evaluate.harness import Harnessed
     from fabric.measuring import Measured
     from fabric.planning.report import Plan
     from fabric.results import Results, TrialStatus
@@ -283,6 +284,18 @@ def print_measured(found: list[list[Measured]]) -> None:
         for remark in measured.remarks:
             owner = f"{measured.target}, " if many else ""
             console.print(f"{owner}{measured.task}: {remark}", markup=False, highlight=False)
+
+
+def print_harnessed(found: list[Harnessed]) -> None:
+    """Scores of lm-evaluation-harness with their standard errors."""
+    console = _console()
+    table = table_of("target", "task", "version", "metric", "score", "standard error", "n")
+    for h in found:
+        for name, value in h.metrics.items():
+            error = h.standard_errors.get(name)
+            spread = "" if error is None else f"{error:.4f}"
+            table.add_row(h.target, h.task, h.version, name, f"{value:.4f}", spread, str(h.n_items))
+    console.print(table)
 
 
 def print_compared(found: list[Compared]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,12 +23,14 @@ def generate(
     eos_id: int | None = None,
     generator: torch.Generator | None = None,
     attention_mask: Tensor | None = None,
+    has_ended: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The prompts with up to `max_new_tokens` tokens appended, ids (B, T + new).
 
     `temperature` 0 is greedy. `top_k` keeps the k likeliest tokens, `top_p` the fewest that together reach p
     (arXiv 1904.09751), in this order. A text that drew `eos_id` is filled up with it; when all did, the loop
-    ends. Prompts of different lengths are padded on the left, with `attention_mask` (B, T) 0 there. Raises
+    ends. `has_ended` is given all new ids (B, n) after each token, and says of each text whether that was its last
+    (bool, B). Prompts of different lengths are padded on the left, with `attention_mask` (B, T) 0 there. Raises
     ValueError for arguments out of range, a prompt padded on the right, a text longer than the model's
     `max_seq_len`, or a bidirectional model.
     """
@@ -51,7 +55,10 @@ def generate(
             ended_B |= ids_B == eos_id
         ids, mask = ids_B.unsqueeze(1), None
         new_ids.append(ids)
-        if eos_id is not None and i + 1 < max_new_tokens and bool(ended_B.all()):
+        if has_ended is not None:
+            ended_B |= has_ended(torch.cat(new_ids[1:], dim=1))
+        ends = eos_id is not None or has_ended is not None
+        if ends and i + 1 < max_new_tokens and bool(ended_B.all()):
             break
     return torch.cat(new_ids, dim=1)
 

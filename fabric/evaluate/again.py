@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fabric.evaluate.final import final_metrics, is_final_metric
+from fabric.evaluate.final import final_metrics, is_final_metric, trial_tasks
 
 if TYPE_CHECKING:
     from fabric.data import TokenCache
@@ -45,6 +45,7 @@ def final_row(spec: TrialSpec, record: TrialRecord, cache: TokenCache) -> dict[s
         seed=spec.seed,
         precision=spec.train.precision,
         objective=spec.train.objective,
+        tasks=trial_tasks(spec, cache),
     )
     before = record.final() or {}
     row = {**{k: v for k, v in before.items() if not is_final_metric(k)}, **metrics}

@@ -6,10 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fabric.job.units import Count
 from models.parts import Config
+
+PLACES = ("minimal_pairs", "tasks_data")  # the fields that are paths
 
 
 class SamplesConfig(Config):
@@ -31,7 +33,9 @@ class SamplesConfig(Config):
 class EvaluateConfig(Config):
     """Validation during training and the measurements at its end.
 
-    `every_tokens` or `times` (evenly spread, the end included) set when the validation loss is taken.
+    `every_tokens` or `times` (evenly spread, the end included) set when the validation loss is taken. `tasks` are
+    names with their settings (`sst2`, `boolq:shots=4`), measured `tasks_times` times (the end included), by the first
+    `tasks_limit` items of each; `tasks_data` is the folder with their files (default: $FABRIC_DATA, else the hub).
     """
 
     every_tokens: Count | None = Field(default=None, gt=0)
@@ -44,3 +48,19 @@ class EvaluateConfig(Config):
     minimal_pairs: Path | None = None
     lengths: tuple[Annotated[int, Field(ge=2)], ...] = ()
     batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    tasks: tuple[str, ...] = ()
+    tasks_data: Path | None = None
+    tasks_limit: Annotated[int, Field(ge=1)] | None = None
+    tasks_times: int = Field(default=1, ge=1)
+
+    @field_validator("tasks")
+    @classmethod
+    def _known(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        if not tasks:
+            return tasks
+        from fabric.evaluate.tasks import task  # with scipy
+
+        labels = tuple(task(text).label for text in tasks)
+        if len(set(labels)) < len(labels):
+            raise ValueError("a task is listed twice")
+        return labels

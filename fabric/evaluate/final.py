@@ -15,10 +15,13 @@ from fabric.train.group import ALONE, Group
 if TYPE_CHECKING:
     from fabric.data import TokenCache
     from fabric.evaluate.config import EvaluateConfig
+    from fabric.evaluate.in_trial import TrialTasks
+    from fabric.planning.trial import TrialSpec
     from fabric.train.objectives.base import ObjectiveConfig
 
 BF16_BYTES = 2
 FAMILIES = (
+    "task.",
     "val_",
     "recall_",
     "minimal_pairs_",
@@ -35,6 +38,15 @@ def is_final_metric(key: str) -> bool:
     return key.startswith(FAMILIES) and key != "val_tokens"
 
 
+def trial_tasks(spec: TrialSpec, cache: TokenCache) -> TrialTasks | None:
+    """The trial's tasks with their items; None where it has none. Raises ValueError for what cannot be asked of it."""
+    if not spec.evaluate.tasks:
+        return None
+    from fabric.evaluate.in_trial import TrialTasks  # with scipy
+
+    return TrialTasks(spec.evaluate, spec.model, cache.tokenizer(), spec.train.precision)
+
+
 def final_metrics(
     model: Any,
     cache: TokenCache,
@@ -46,9 +58,10 @@ def final_metrics(
     precision: str,
     objective: ObjectiveConfig = NEXT_TOKEN,
     group: Group = ALONE,
+    tasks: TrialTasks | None = None,
 ) -> tuple[dict[str, float | None], dict[str, Any]]:
     """The metrics of `fabric.job.metrics` that are taken once, at the end, and what is kept beside them by name:
-    the texts of the samples, the minimal pairs' accuracy by paradigm.
+    the texts of the samples, the minimal pairs' accuracy by paradigm, the tasks' outcomes. `tasks`: `trial_tasks`.
 
     What does not fit the model or the split is None (its key is there if the job asked for it). Nothing but the
     speeds depends on `batch_size`. The model's mode and the global random state are as before afterwards.
@@ -82,6 +95,9 @@ def final_metrics(
             samples = draw(model, tokenizer, config.samples, seed)
             metrics |= diversity(samples)
             beside["samples"] = [tokenizer.decode(s) for s in samples]
+        if tasks is not None:
+            headlines, beside["tasks"] = tasks.measure(model)
+            metrics |= headlines
         metrics |= by_length(model, cache, config.lengths, precision, objective)
         metrics |= by_batch_size(model, seq_len, config.batch_sizes, precision, objective)
     return group.told((metrics, beside))

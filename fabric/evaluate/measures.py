@@ -68,6 +68,28 @@ class MeanOfShares:
 
 
 @dataclass(frozen=True)
+class WholeGroups:
+    """The share of groups of which every item is right."""
+
+    is_right: Callable[[Outcome], bool]
+    group: Callable[[Outcome], str]
+    better: Better = "higher"
+
+    def score(self, outcomes: Sequence[Outcome]) -> Score:
+        return scores.share(self._all_right(outcomes))
+
+    def difference(self, a: Sequence[Outcome], b: Sequence[Outcome]) -> Difference:
+        return scores.mcnemar(self._all_right(a), self._all_right(b))
+
+    def _all_right(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        found: dict[str, bool] = {}
+        for outcome in outcomes:
+            name = self.group(outcome)
+            found[name] = found.get(name, True) and self.is_right(outcome)
+        return list(found.values())
+
+
+@dataclass(frozen=True)
 class Mean:
     """The mean of one number an item."""
 

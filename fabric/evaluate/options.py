@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from fabric.evaluate.likelihood import ROWS, Request, fitted, likelihoods
-from fabric.evaluate.measures import Confusion, MeanOfShares, Measure, Share
+from fabric.evaluate.measures import Confusion, MeanOfShares, Measure, Share, WholeGroups
 from fabric.evaluate.rows import Row, Table, TaskDataError, read_table
 from fabric.evaluate.task import Asked, Outcome, Ran, Task
 
@@ -30,8 +30,10 @@ SHOTS_SEPARATOR = "\n\n"
 class OptionTask(Task):
     """A task in a few lines: where its rows are, and what prompt, options and answer are in one.
 
-    `content_free`: the prompt of calibration. `group`: what scores are averaged over, each with the same weight
-    (BLiMP's paradigms). `metrics`: "accuracy", or of `METRICS`; the first is the headline. Settings: `shots` solved
+    `answer`: the right option's number, or all of them where several are right. `content_free`: the prompt of
+    calibration. `group`: what belongs together: `mean_of_groups` averages accuracy over groups, each with the same
+    weight (BLiMP's paradigms). `metrics`: "accuracy", "exact" (groups that are all right), or of `METRICS`; the first
+    is the headline. Settings: `shots` solved
     examples stand before each prompt, the same for all, drawn by the seed from the training rows; `calibrated`.
     """
 
@@ -41,10 +43,11 @@ class OptionTask(Task):
     rows: Table
     prompt: Callable[[Row], str]
     options: Callable[[Row], Sequence[str]]
-    answer: Callable[[Row], int]
+    answer: Callable[[Row], int | Sequence[int]]
     examples: Table | None = None
     content_free: Callable[[Row], str] | None = None
     group: Callable[[Row], str] | None = None
+    mean_of_groups: bool = False
     score: Literal["mean", "sum"] = "mean"
     metrics: tuple[str, ...] = ("accuracy",)
     shots: Annotated[int, Field(ge=0)] = 0
@@ -70,7 +73,7 @@ class OptionTask(Task):
                 f"{self.name} has {len(rows)} training rows, {self.shots} examples were asked for"
             )
         solved = [_item(self, row, "") for row in random.Random(asked.seed).sample(rows, self.shots)]
-        return "".join((i.prompt + i.options[i.answer]).strip() + SHOTS_SEPARATOR for i in solved)
+        return "".join((i.prompt + i.options[i.answers[0]]).strip() + SHOTS_SEPARATOR for i in solved)
 
     def prepare(self, items: Sequence[Item], subject: Subject) -> Prepared:
         """A context that is too long loses its beginning; an option that is raises TaskDataError."""
@@ -92,7 +95,8 @@ class OptionTask(Task):
         for item in prepared.items:
             scores = [self._score(item, o, nats, prepared.texts) for o in item.options]
             guess = max(range(len(scores)), key=lambda i: (scores[i], -i))
-            outcomes.append({"guess": guess, "answer": item.answer, "scores": scores, "group": item.group})
+            answer = guess if guess in item.answers else item.answers[0]
+            outcomes.append({"guess": guess, "answer": answer, "scores": scores, "group": item.group})
         n = prepared.n_cut
         return Ran(outcomes, (f"{n} contexts lost their beginning: the model takes no more",) if n else ())
 
@@ -110,13 +114,19 @@ class OptionTask(Task):
 
     @property
     def measures(self) -> dict[str, Measure]:
-        return {name: self._accuracy if name == "accuracy" else of_pairs(name) for name in self.metrics}
+        return {name: self._measure(name) for name in self.metrics}
 
-    @property
-    def _accuracy(self) -> Measure:
-        if self.group is None:
-            return Share(is_right, lambda o: 1 / len(o["scores"]))
-        return MeanOfShares(is_right, lambda o: str(o["group"]), 1 / 2)
+    def _measure(self, name: str) -> Measure:
+        def group(outcome: Outcome) -> str:
+            return str(outcome["group"])
+
+        if name == "exact":
+            return WholeGroups(is_right, group)
+        if name != "accuracy":
+            return of_pairs(name)
+        if self.mean_of_groups:
+            return MeanOfShares(is_right, group, 1 / 2)
+        return Share(is_right, lambda o: 1 / len(o["scores"]))
 
 
 @dataclass(frozen=True)
@@ -125,7 +135,7 @@ class Item:
 
     prompt: str
     options: tuple[str, ...]
-    answer: int
+    answers: tuple[int, ...]
     where: str
     group: str = ""
     content_free: str | None = None
@@ -152,13 +162,14 @@ def of_pairs(name: str) -> Confusion:
 
 def _item(task: OptionTask, row: Row, before: str) -> Item:
     options, answer = tuple(task.options(row)), task.answer(row)
-    if not 0 <= answer < len(options):
+    answers = (answer,) if isinstance(answer, int) else tuple(answer)
+    if not answers or not all(0 <= a < len(options) for a in answers):
         raise TaskDataError(f"{row.where}: the answer {answer} is none of {len(options)} options")
     if empty := [i for i, option in enumerate(options) if not option]:
         raise TaskDataError(f"{row.where}: option {empty[0]} is empty")
     free = task.content_free(row) if task.calibrated and task.content_free else None
     group = task.group(row) if task.group else ""
-    return Item((before + task.prompt(row)).lstrip(), options, answer, row.where, group, free)
+    return Item((before + task.prompt(row)).lstrip(), options, answers, row.where, group, free)
 
 
 def _request(subject: Subject, prompt: str, option: str, where: str) -> Request:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,15 @@ class Table:
     """Where one split of a data set is.
 
     `files`: paths below the data folder, tried in order; a folder stands for all its .jsonl files. `columns`: names
-    of a file without a header (None: the header, or JSON's keys). `rename`: a file's own names for the hub's. `hub`:
-    repository, configuration and split.
+    of a file without a header (None: the header, or JSON's keys). `rename`: a file's own names for the hub's. `unfold`:
+    the rows that a nested one of a file stands for. `hub`: repository, configuration and split.
     """
 
     files: tuple[str, ...]
     hub: tuple[str, str | None, str] | None = None
     columns: tuple[str, ...] | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
+    unfold: Callable[[Row], Iterable[Row]] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,27 @@ class Row:
             raise TaskDataError(f"{self.where}: {name} = {value!r} is no text")
         return value
 
+    def inner(self, name: str) -> Row:
+        """A field that must hold fields. Raises TaskDataError for anything else."""
+        value = self[name]
+        if not isinstance(value, Mapping):
+            raise TaskDataError(f"{self.where}: {name} = {value!r} is no object")
+        return Row(value, f"{self.where} {name}")
+
+    def each(self, name: str) -> list[Row]:
+        """A field that must hold a list of objects. Raises TaskDataError for anything else."""
+        values = self[name]
+        if not isinstance(values, list) or not all(isinstance(v, Mapping) for v in values):
+            raise TaskDataError(f"{self.where}: {name} is no list of objects")
+        return [Row(v, f"{self.where} {name}[{i}]") for i, v in enumerate(values)]
+
+    def texts(self, name: str) -> list[str]:
+        """A field that must hold a list of texts, not empty. Raises TaskDataError for anything else."""
+        values = self[name]
+        if not isinstance(values, list) or not values or not all(isinstance(v, str) for v in values):
+            raise TaskDataError(f"{self.where}: {name} = {values!r} is no list of texts, or empty")
+        return values
+
     def one_of(self, name: str, allowed: Mapping[Any, int]) -> int:
         """The number of a label. Raises TaskDataError for one outside the set."""
         value = self[name]
@@ -81,7 +103,7 @@ def read_table(table: Table, folder: Path | None) -> list[Row]:
     tried = [] if folder is None else [real_path(folder / name) for name in table.files]
     for path in tried:
         files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path] if path.is_file() else []
-        rows = [row for file in files for row in _renamed(_rows_of(file, table), table.rename)]
+        rows = [row for file in files for row in _as_the_hub(_rows_of(file, table), table)]
         if files and not rows:
             raise TaskDataError(f"{path} holds no rows")
         if rows:
@@ -94,9 +116,12 @@ def read_table(table: Table, folder: Path | None) -> list[Row]:
     return list(_from_hub(*table.hub))
 
 
-def _renamed(rows: Iterator[Row], names: Mapping[str, str]) -> Iterator[Row]:
+def _as_the_hub(rows: Iterator[Row], table: Table) -> Iterator[Row]:
+    """A file's rows with the hub's names, one each of the hub's."""
+    names = table.rename
     for row in rows:
-        yield Row({names.get(k, k): v for k, v in row.fields.items()}, row.where) if names else row
+        renamed = Row({names.get(k, k): v for k, v in row.fields.items()}, row.where) if names else row
+        yield from [renamed] if table.unfold is None else table.unfold(renamed)
 
 
 def _rows_of(path: Path, table: Table) -> Iterator[Row]:

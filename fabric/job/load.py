@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fabric.data import vocab_size
 from fabric.data.config import DataConfig, parts_of
-from fabric.evaluate.config import EvaluateConfig
+from fabric.evaluate.config import PLACES, EvaluateConfig
 from fabric.job.document import Document, JobError, Mark, from_data, read_value, read_yaml
 from fabric.job.errors import explain, unknown_keys, validate
 from fabric.job.schema import SECTIONS, BaseSection, JobConfig, base_path
@@ -238,7 +238,7 @@ def _measurable(evaluate: EvaluateConfig, objective: ObjectiveConfig, base: Docu
     why = f"needs a causal language model, and objective {objective.kind} trains an encoder; leave it out"
     if labelled:
         why = f"needs a text, and objective {objective.kind} is trained on labelled examples; leave it out"
-    for name in ("recall", "samples", "minimal_pairs", *(("lengths",) if labelled else ())):
+    for name in ("recall", "samples", "minimal_pairs", "tasks", *(("lengths",) if labelled else ())):
         if base.has(("evaluate", name)) and getattr(evaluate, name) not in (None, False, ()):
             raise explain(base, ("evaluate", name), why, ("base",))
     off = {"recall": False, "samples": None, **({"lengths": ()} if labelled else {})}
@@ -256,20 +256,33 @@ def _with_paths(data: DataConfig, folder: Path, base: Document) -> DataConfig:
 
 
 def _evaluate_paths(evaluate: EvaluateConfig, folder: Path, base: Document) -> EvaluateConfig:
-    pairs = evaluate.minimal_pairs
-    if pairs is None:
-        return evaluate
+    for name in PLACES:
+        given = getattr(evaluate, name)
+        if given is not None:
+            evaluate = evaluate.model_copy(update={name: _found(given, name, folder, base)})
+    if evaluate.tasks and there(folder.absolute()) is None:
+        from fabric.evaluate.in_trial import load_tasks  # with scipy
+
+        try:
+            load_tasks(evaluate)
+        except ValueError as error:
+            raise explain(base, ("evaluate", "tasks"), str(error), ("base",)) from None
+    return evaluate
+
+
+def _found(given: Path, name: str, folder: Path, base: Document) -> Path:
+    """A path of the evaluate section, looked up beside the job file, then in the current folder."""
     try:
-        if there(at_home(pairs)) is not None:
-            return evaluate
+        if there(at_home(given)) is not None:
+            return given
     except ValueError as error:
-        raise explain(base, ("evaluate", "minimal_pairs"), str(error), ("base",)) from None
-    places = [folder / at_home(pairs), at_home(pairs)]
+        raise explain(base, ("evaluate", name), str(error), ("base",)) from None
+    places = [folder / at_home(given), at_home(given)]
     for place in places:
         if place.exists():
-            return evaluate.model_copy(update={"minimal_pairs": real_path(place)})
+            return real_path(place)
     message = f"nothing is at {' or '.join(dict.fromkeys(str(p.absolute()) for p in places))}"
-    raise explain(base, ("evaluate", "minimal_pairs"), message, ("base",))
+    raise explain(base, ("evaluate", name), message, ("base",))
 
 
 def load_job(

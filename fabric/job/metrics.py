@@ -87,12 +87,25 @@ PER_BATCH = ("tokens_per_second_batch",)  # + _<B>
 
 
 def metric_info(key: str) -> Metric | None:
-    """The metric behind a key, also for the families `val_loss_at_<T>` and the like."""
+    """The metric behind a key, also for the families `val_loss_at_<T>`, `task.<task>.<metric>` and the like."""
     if key in METRICS:
         return METRICS[key]
+    if key.startswith("task."):
+        return _of_task(*key.removeprefix("task.").rpartition(".")[::2])
     stem, _, number = key.rpartition("_")
     if number.isdigit() and stem in PER_LENGTH:
         return METRICS["val_loss" if stem.startswith("val") else "tokens_per_second"]
     if number.isdigit() and stem in PER_BATCH:
         return METRICS["tokens_per_second"]
     return None
+
+
+def _of_task(label: str, name: str) -> Metric | None:
+    from fabric.evaluate.tasks import task
+
+    try:
+        found = task(label)
+    except ValueError:
+        return None
+    measure = found.measures.get(name)
+    return None if measure is None else Metric("", measure.better, f"{found.about}: {name}")

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fabric.evaluate.config import PLACES
 from fabric.job.load import Configuration, Job
 from fabric.planning.tasks import ArmRun, Cause, Machine, Role, Trial
 from fabric.planning.trial import TrialSpec, canonical_json, described
 from fabric.store import FINISHED, Store, TrialRecord
 from models import n_params
 
-PATH_FREE = {"minimal_pairs": None}
+PATH_FREE: dict[str, None] = dict.fromkeys(PLACES)
 
 
 class Registry:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from fabric.data.config import DataConfig
-from fabric.evaluate.config import EvaluateConfig
+from fabric.evaluate.config import PLACES, EvaluateConfig
 from fabric.train.config import TrainConfig
 from models.config import ModelConfig
 from models.parts import Config, Part, divisors_in_words
@@ -19,7 +19,7 @@ from models.parts import Config, Part, divisors_in_words
 ID_SCHEMA = 1
 MOST_WORKERS = 4096
 # Fields of the evaluate section that do not change what is measured at the end (the test split has a key of its own).
-WHILE_TRAINING = ("every_tokens", "times", "val_tokens", "test_tokens")
+WHILE_TRAINING = ("every_tokens", "times", "val_tokens", "test_tokens", "tasks_times")
 # Fields of the training section that do not change the numbers (micro-batching: to 5e-6, see the README).
 NOT_NUMBERS = ("micro_batch_size", "checkpoint", "log_every_steps", "compile")
 
@@ -139,10 +139,12 @@ class TrialSpec(Config):
     @property
     def evaluation_key(self) -> str:
         """What the final measurements depend on besides the weights: results under two keys are never compared."""
-        config = described(self.evaluate.model_copy(update=dict.fromkeys(("minimal_pairs", *WHILE_TRAINING))))
+        config = described(self.evaluate.model_copy(update=dict.fromkeys((*PLACES, *WHILE_TRAINING))))
         for name in WHILE_TRAINING:
             config.pop(name, None)
         body = [config, str(self.evaluate.minimal_pairs)]
+        if self.evaluate.tasks_data is not None:
+            body.append(str(self.evaluate.tasks_data))
         return hashlib.sha256(canonical_json(body).encode()).hexdigest()[:12]
 
     def identity(self) -> dict[str, Any]:

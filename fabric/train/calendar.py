@@ -12,15 +12,17 @@ from fabric.evaluate.config import EvaluateConfig
 class Calendar:
     """Steps are counted as done: step n is after n updates. The last step is always evaluated.
 
-    `scheduled` evaluations are what early stopping sees; `rungs` belong to the scheduler and change no number.
+    `scheduled` evaluations are what early stopping sees; `rungs` belong to the scheduler and change no number; at
+    `tasks` the job's tasks are measured too.
     """
 
     n_steps: int
     scheduled: frozenset[int]
     rungs: frozenset[int]
+    tasks: frozenset[int] = frozenset()
 
     def evaluated(self, step: int) -> bool:
-        return step in self.scheduled or step in self.rungs or step == self.n_steps
+        return step in self.scheduled or step in self.rungs or step in self.tasks or step == self.n_steps
 
 
 def calendar(
@@ -32,13 +34,21 @@ def calendar(
         marks = range(evaluate.every_tokens, total + 1, evaluate.every_tokens)
         scheduled = {step_of(tokens, tokens_per_step) for tokens in marks}
     else:
-        scheduled = {round(i * n_steps / evaluate.times) for i in range(1, evaluate.times + 1)}
+        scheduled = _spread(n_steps, evaluate.times)
     rungs = {step_of(tokens, tokens_per_step) for tokens in rung_tokens}
     return Calendar(
         n_steps,
         frozenset(s for s in scheduled if 0 < s <= n_steps),
         frozenset(s for s in rungs if 0 < s < n_steps),
+        frozenset(s for s in _spread(n_steps, evaluate.tasks_times) if s > 0)
+        if evaluate.tasks
+        else frozenset(),
     )
+
+
+def _spread(n_steps: int, times: int) -> set[int]:
+    """Steps at even distances, the last one among them."""
+    return {round(i * n_steps / times) for i in range(1, times + 1)}
 
 
 def step_of(tokens: int, tokens_per_step: int) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fabric.evaluate import lm
+from fabric.evaluate.final import trial_tasks
 from fabric.store import FAILED, FINISHED, RUNNING, STOPPED, dump_json
 from fabric.train import process
 from fabric.train.calendar import calendar
@@ -186,6 +187,7 @@ class _Training:
         self.trial, self.config, self.cache, self.report = trial, trial.train, cache, report
         self.attempt, self.recorder = attempt, Recorder(attempt, trial.train.checkpoint, clock)
         self.engine = Engine(trial, cache, weights, group, read)
+        self.tasks = trial_tasks(trial, cache) if group.leads else None
         self.n_steps = self.engine.n_steps
         self.calendar = calendar(self.n_steps, self.engine.tokens_per_step, trial.evaluate, rung_tokens)
         self.redeliver: dict[str, Any] | None = None
@@ -295,6 +297,7 @@ class _Training:
             "val_perplexity": score.perplexity,
             "val_bits_per_byte": score.bits_per_byte,
             "val_tokens": self.trial.evaluate.val_tokens,
+            **self._task_scores(step),
         }
         if score.accuracy is not None:
             row |= {"val_accuracy": score.accuracy, "val_exact": score.exact}
@@ -305,6 +308,12 @@ class _Training:
             self._checkpoint()
         self.recorder.beat(step)
         return self._obey(self._reported(row), row)
+
+    def _task_scores(self, step: int) -> dict[str, float]:
+        if step not in self.calendar.tasks:
+            return {}
+        with process.aside(self.trial), self.engine.stepper.whole() as model, lm.evaluating(model):
+            return {} if self.tasks is None else self.tasks.measure(model)[0]
 
     def _reported(self, row: Mapping[str, Any]) -> Directive:
         return self.group.told(self.report(dict(row)) if self.group.leads else Continue())
@@ -377,4 +386,5 @@ class _Training:
                 precision=self.config.precision,
                 objective=self.config.objective,
                 group=self.group,
+                tasks=self.tasks,
             )

@@ -11,6 +11,7 @@ import torch
 from fabric.bench import bench
 from fabric.bench.breadth import beyond_torch, checkpoint_seconds
 from fabric.bench.cache import MAP, OURS, _check, write_text
+from fabric.bench.evaluate import check_likelihoods
 from fabric.bench.generate import agreement, error
 from fabric.bench.memory import _check as check_losses
 from fabric.bench.training import decoder
@@ -55,6 +56,18 @@ def test_memory_runs(tmp_path):
     sides = finite(found)["bf16: ours over theirs"]["sides"]
     logits = 2 * 128 * 4096 * 4 / 2**20
     assert sides["theirs"]["median"] > logits, "in MiB, and the step is in it"
+
+
+@pytest.mark.slow
+def test_evaluate_runs(tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (the extra eval)")
+    for name in ("FABRIC_DATA", "FABRIC_SMOLLM2"):
+        monkeypatch.delenv(name, raising=False)
+    found = bench("evaluate", repeats=1, out=tmp_path, quick=True, only=["blimp"])
+    assert set(found["figures"]) == {"blimp: ours over their best", "blimp: ours over their batch 1"}
+    assert found["model"] == "random"
+    with pytest.raises(RuntimeError, match="differ by up to 0.1 nats"):
+        check_likelihoods("blimp", [1.0, 2.0], [1.0, 2.1])
 
 
 def test_losses_that_differ():

@@ -162,3 +162,20 @@ def test_rows_that_an_objective_does_not_take_are_refused(labelled, prepared):
         Engine(make_trial(data, cache), cache)
     with pytest.raises(ValueError, match=r"answers reads labelled examples.*data\.examples"):
         Engine(answering(*prepared), prepared[1])
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one_process(labelled, tmp_path):
+    from ranks_kit import Ranks, train
+    from test_train_ranks import agree
+
+    data, cache = labelled
+    alone = answering(data, cache, steps=6, micro_batch_size=1)
+    wanted = train(alone.model_dump_json(), tmp_path / "alone", cache.path)
+    ranks = Ranks(2)
+    try:
+        pair = alone.model_copy(update={"ranks": type(alone.ranks)(workers=2)})
+        agree(ranks.train(pair, tmp_path / "pair", cache.path), wanted)
+    finally:
+        ranks.end()
+    assert len(wanted) == 6

@@ -14,6 +14,7 @@ TASKS = (
         options=lambda row: (row.text("sentence_good"), row.text("sentence_bad")),
         answer=lambda row: 0,
         group=lambda row: row.text("UID"),
+        mean_of_groups=True,
         score="sum",
     ),
 )

@@ -1,33 +1,25 @@
-"""Sentence and passage questions of GLUE and SuperGLUE, with the templates of MeZO (arXiv 2305.17333, table 14; CoLA's:
-LM-BFF, arXiv 2012.15723); MRPC's is ours, in the form of RTE's.
-
-CoLA's own release cuts the 1,043 sentences of GLUE's validation split in two files;
-`cola/in_domain_dev.tsv` has 527 of them."""
+"""Passage questions of SuperGLUE, with the templates of MeZO (arXiv 2305.17333, table 14)."""
 
 from __future__ import annotations
 
-from fabric.evaluate.options import OptionTask
-from fabric.evaluate.rows import Row, Table
+from collections.abc import Callable, Iterable
 
-COLA = ("source", "label", "mark", "sentence")
-ENTAILED = {"entailment": 0, "not_entailment": 1, "0": 0, "1": 1}
+from fabric.evaluate.options import OptionTask
+from fabric.evaluate.rows import Row, Table, TaskDataError
+
 ENTAILED_OR_NEITHER = {"entailment": 0, "contradiction": 1, "neutral": 2, "0": 0, "1": 1, "2": 2}
 NO_YES = {"False": 0, "True": 1, "0": 0, "1": 1}
 YES_NO = {"True": 0, "False": 1, "1": 0, "0": 1}
 ZERO_ONE = {"0": 0, "1": 1}
-MRPC = {"Quality": "label", "#1 String": "sentence1", "#2 String": "sentence2"}
 
 
-def _glue(name: str, release: str, split: str) -> Table:
-    """A split as GLUE's release has it, or in lower case."""
-    hub = ("nyu-mll/glue", name, {"dev": "validation"}.get(split, split))
-    return Table((f"{name}/{split}.tsv", f"{release}/{split}.tsv"), hub)
-
-
-def _superglue(name: str, release: str, split: str) -> Table:
+def _superglue(
+    name: str, release: str, split: str, unfold: Callable[[Row], Iterable[Row]] | None = None
+) -> Table:
     """A split as SuperGLUE's release has it, or in lower case."""
     hub = ("aps/super_glue", name, {"val": "validation"}.get(split, split))
-    return Table((f"{name}/{split}.jsonl", f"{release}/{split}.jsonl"), hub)
+    folder = name.split(".")[0]
+    return Table((f"{folder}/{split}.jsonl", f"{release}/{split}.jsonl"), hub, unfold=unfold)
 
 
 def _asked(row: Row) -> str:
@@ -52,42 +44,69 @@ def _copa_choice(row: Row, name: str) -> str:
     return choice if choice.split(" ", 1)[0] == "I" else choice[:1].lower() + choice[1:]
 
 
+def _wsc(row: Row) -> list[Row]:
+    """The release nests the two spans."""
+    return [Row({**row.fields, **row.inner("target").fields}, row.where)] if "target" in row.fields else [row]
+
+
+def _multirc(row: Row) -> list[Row]:
+    """The release nests a passage's questions, and a question's answers."""
+    if "passage" not in row.fields:
+        return [row]
+    passage = row.inner("passage")
+    return [
+        Row(
+            {
+                "paragraph": passage["text"],
+                "question": question["question"],
+                "answer": answer["text"],
+                "label": answer["label"],
+                "idx": {"paragraph": row["idx"], "question": question["idx"], "answer": answer["idx"]},
+            },
+            answer.where,
+        )
+        for question in passage.each("questions")
+        for answer in question.each("answers")
+    ]
+
+
+def _record(row: Row) -> list[Row]:
+    """The release nests a passage's queries, and says by character (ends included) what its entities are."""
+    if "qas" not in row.fields:
+        return [row]
+    passage = row.inner("passage")
+    text = passage.text("text")
+    entities = [_span(text, e) for e in passage.each("entities")]
+    return [
+        Row(
+            {
+                "passage": text,
+                "query": query["query"],
+                "entities": list(dict.fromkeys(entities)),
+                "answers": list(dict.fromkeys(a["text"] for a in query.each("answers"))),
+            },
+            query.where,
+        )
+        for query in row.each("qas")
+    ]
+
+
+def _span(text: str, place: Row) -> str:
+    start, end = place["start"], place["end"]
+    if not isinstance(start, int) or not isinstance(end, int) or not 0 <= start <= end < len(text):
+        raise TaskDataError(f"{place.where}: characters {start!r} to {end!r} of a text of {len(text)}")
+    return text[start : end + 1]
+
+
+def _record_answers(row: Row) -> list[int]:
+    entities = row.texts("entities")
+    missing = [a for a in row.texts("answers") if a not in entities]
+    if missing:
+        raise TaskDataError(f"{row.where}: the answer {missing[0]!r} is none of the passage's entities")
+    return [entities.index(a) for a in row.texts("answers")]
+
+
 TASKS = (
-    OptionTask(
-        name="sst2",
-        about="is a sentence of a film review good or bad",
-        rows=_glue("sst2", "SST-2", "dev"),
-        examples=_glue("sst2", "SST-2", "train"),
-        prompt=lambda row: f"{row.text('sentence').strip()} It was",
-        options=lambda row: (" terrible", " great"),
-        answer=lambda row: row.one_of("label", ZERO_ONE),
-        content_free=lambda row: " It was",
-    ),
-    OptionTask(
-        name="cola",
-        about="is a sentence grammatical",
-        rows=Table(("cola/in_domain_dev.tsv", "CoLA/dev.tsv"), ("nyu-mll/glue", "cola", "validation"), COLA),
-        examples=Table(
-            ("cola/in_domain_train.tsv", "CoLA/train.tsv"), ("nyu-mll/glue", "cola", "train"), COLA
-        ),
-        prompt=lambda row: f"{row.text('sentence').strip()} This is",
-        options=lambda row: (" incorrect", " correct"),
-        answer=lambda row: row.one_of("label", ZERO_ONE),
-        content_free=lambda row: " This is",
-        metrics=("matthews", "accuracy"),
-    ),
-    OptionTask(
-        name="rte",
-        about="does a text entail a hypothesis",
-        rows=_glue("rte", "RTE", "dev"),
-        examples=_glue("rte", "RTE", "train"),
-        prompt=lambda row: (
-            f'{row.text("sentence1")}\nDoes this mean that "{row.text("sentence2")}" is true? Yes or No?\n'
-        ),
-        options=lambda row: ("Yes", "No"),
-        answer=lambda row: row.one_of("label", ENTAILED),
-        content_free=lambda row: "",
-    ),
     OptionTask(
         name="cb",
         about="is a clause entailed, contradicted or neither",
@@ -135,16 +154,43 @@ TASKS = (
         content_free=_copa_link,
     ),
     OptionTask(
-        name="mrpc",
-        about="do two sentences say the same",
-        rows=Table(("mrpc/msr_paraphrase_test.txt",), ("nyu-mll/glue", "mrpc", "test"), rename=MRPC),
-        examples=Table(("mrpc/msr_paraphrase_train.txt",), ("nyu-mll/glue", "mrpc", "train"), rename=MRPC),
+        name="wsc",
+        about="whom a pronoun means",
+        rows=_superglue("wsc.fixed", "WSC", "val", _wsc),
+        examples=_superglue("wsc.fixed", "WSC", "train", _wsc),
         prompt=lambda row: (
-            f'{row.text("sentence1")}\nDoes this mean the same as "{row.text("sentence2")}"? Yes or No?\n'
+            f'{row.text("text")}\nIn the previous sentence, does the pronoun "{row.text("span2_text").lower()}" '
+            f"refer to {row.text('span1_text')}? Yes or No?\n"
         ),
         options=lambda row: ("No", "Yes"),
-        answer=lambda row: row.one_of("label", ZERO_ONE),
+        answer=lambda row: row.one_of("label", NO_YES),
         content_free=lambda row: "",
-        metrics=("accuracy", "f1"),
+    ),
+    OptionTask(
+        name="multirc",
+        about="is an answer to a question on a paragraph right",
+        rows=_superglue("multirc", "MultiRC", "val", _multirc),
+        examples=_superglue("multirc", "MultiRC", "train", _multirc),
+        prompt=lambda row: (
+            f"{row.text('paragraph')}\nQuestion: {row.text('question')}\n"
+            f'I found this answer "{row.text("answer")}". Is that correct? Yes or No?\n'
+        ),
+        options=lambda row: ("No", "Yes"),
+        answer=lambda row: row.one_of("label", NO_YES),
+        content_free=lambda row: "",
+        group=lambda row: f"{row['idx']['paragraph']}-{row['idx']['question']}",
+        metrics=("f1", "exact", "accuracy"),
+    ),
+    OptionTask(
+        name="record",
+        about="the entity that is missing from a sentence on a passage",
+        rows=_superglue("record", "ReCoRD", "val", _record),
+        examples=_superglue("record", "ReCoRD", "train", _record),
+        prompt=lambda row: row.text("passage").replace("@highlight\n", "- ") + "\n-",
+        options=lambda row: [
+            " " + row.text("query").replace("@placeholder", entity) for entity in row.texts("entities")
+        ],
+        answer=_record_answers,
+        content_free=lambda row: "-",
     ),
 )

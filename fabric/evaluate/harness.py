@@ -1,0 +1,261 @@
+"""lm-evaluation-harness (EleutherAI) on our models: any of its tasks, by its own definitions and filters.
+
+Likelihoods come from `fabric.evaluate.likelihood`, so what requests begin with is computed once; contexts that are too
+long lose their beginning, as its own `hf` model does it. Text is generated greedily or with its task's temperature, one
+request at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import models
+from fabric.evaluate.likelihood import Request, fitted, likelihoods
+from fabric.evaluate.perplexity import rolling, window_nats
+from models.parts import nearest
+
+if TYPE_CHECKING:
+    from fabric.evaluate.subject import Subject
+
+MAX_NEW_TOKENS = 256  # of a task that says nothing, as its own models do it
+
+
+@dataclass(frozen=True)
+class Harnessed:
+    """What the harness says of one of its tasks: metrics by name (with the filter's: `exact_match,strict-match`),
+    their standard errors where it has them, and the number of items."""
+
+    target: str
+    task: str
+    version: str
+    n_items: int
+    metrics: dict[str, float]
+    standard_errors: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return dict(vars(self))
+
+
+def harness_tasks(names: Sequence[str]) -> dict[str, Any]:
+    """What is asked of the harness: its own tasks and groups by name, and paths of a task's YAML or of folders of them.
+
+    Raises ValueError where the harness is not installed, and for a name that it does not know, with the nearest ones.
+    """
+    folders = [str(Path(n).parent if n.endswith(".yaml") else n) for n in names if _is_path(n)]
+    manager = _manager(folders, with_its_own=len(folders) < len(names))
+    known = manager.all_tasks
+    wanted: list[str] = []
+    for name in names:
+        if _is_path(name):
+            wanted += _tasks_in(Path(name), manager)
+        elif name in known:
+            wanted.append(name)
+        else:
+            close = nearest(name, list(known))
+            hint = f"; did you mean {close!r}?" if close else ""
+            raise ValueError(
+                f"lm-evaluation-harness has no task {name!r}{hint} (`lm-eval ls tasks` lists them; a path may be given)"
+            )
+    return {"manager": manager, "names": list(dict.fromkeys(wanted))}
+
+
+def run_harness(
+    subject: Subject, target: str, asked: Mapping[str, Any], *, limit: int | None, seed: int
+) -> list[Harnessed]:
+    """The harness's results of what `harness_tasks` found. Raises ValueError for data it cannot get."""
+    from lm_eval import simple_evaluate
+
+    try:
+        with _quietly():
+            found: Any = simple_evaluate(
+                model=harness_model(subject),
+                tasks=asked["names"],
+                task_manager=asked["manager"],
+                limit=limit,
+                bootstrap_iters=1000,
+                fewshot_random_seed=seed,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                log_samples=False,
+            )
+    except (ConnectionError, FileNotFoundError, OSError) as error:
+        raise ValueError(
+            f"lm-evaluation-harness cannot get the data of {', '.join(asked['names'])}: {error}"
+        ) from None
+    return [
+        Harnessed(
+            target,
+            name,
+            str(found["versions"].get(name, "")),
+            int(found["n-samples"].get(name, {}).get("effective", 0)),
+            {k: float(v) for k, v in row.items() if _is_number(v) and "_stderr" not in k},
+            {k.replace("_stderr", ""): float(v) for k, v in row.items() if _is_number(v) and "_stderr" in k},
+        )
+        for name, row in found["results"].items()
+    ]
+
+
+def harness_model(subject: Subject) -> Any:
+    """An `lm_eval.api.model.LM` on a subject. Raises ValueError where the harness is not installed."""
+    _needs_harness()
+    from lm_eval.api.model import TemplateLM
+
+    tokenizer = subject.trained.tokenizer
+
+    class FabricLM(TemplateLM):
+        """Our model as the harness asks it."""
+
+        @property
+        def eot_token_id(self) -> int:
+            return int(tokenizer.eos_id)
+
+        @property
+        def prefix_token_id(self) -> int:
+            return subject.first_id
+
+        @property
+        def max_length(self) -> int:
+            return subject.max_seq_len
+
+        @property
+        def tokenizer_name(self) -> str:
+            return "fabric"
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+            return tokenizer.encode(string)
+
+        def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
+            asked = [
+                fitted(Request(tuple(context), tuple(continuation)), subject.max_seq_len)
+                for _, context, continuation in requests
+            ]
+            found = likelihoods(subject.model, asked, precision=subject.precision)
+            return [(x.nats, x.is_greedy) for x in found]
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+            return [-text_nats(subject, *request.args) for request in requests]
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+            return [generated(subject, context, options) for context, options in (r.args for r in requests)]
+
+    return FabricLM()
+
+
+def text_nats(subject: Subject, text: str) -> float:
+    """Negative log-likelihood of a text in disjoint windows of the model's length."""
+    ids = subject.trained.tokenizer.encode(text)
+    if not ids:
+        return 0.0
+    windows = list(rolling(ids, subject.first_id, subject.max_seq_len, subject.max_seq_len))
+    return sum(window_nats(subject, windows))
+
+
+def generated(subject: Subject, context: str, options: Mapping[str, Any]) -> str:
+    """What follows on a context until one of the strings `until`, without it.
+
+    Raises ValueError where the new tokens leave no room for a context.
+    """
+    until = options.get("until") or []
+    until = [until] if isinstance(until, str) else list(until)
+    most = next((options[k] for k in ("max_gen_toks", "max_new_tokens", "max_tokens") if k in options), None)
+    n_new = MAX_NEW_TOKENS if most is None else int(most)
+    room = subject.max_seq_len - n_new
+    if room < 1:
+        raise ValueError(
+            f"the task generates {n_new} tokens, the model takes {subject.max_seq_len} with the prompt; "
+            "use a model with a longer context"
+        )
+    tokenizer = subject.trained.tokenizer
+    ids = (tokenizer.encode(context) or [subject.first_id])[-room:]
+
+    def text_of(new: Sequence[int]) -> str:
+        stop = new.index(tokenizer.eos_id) if tokenizer.eos_id in new else len(new)
+        return str(tokenizer.decode(list(new[:stop])))
+
+    def has_ended(new_BN: torch.Tensor) -> torch.Tensor:
+        text = text_of(new_BN[0].tolist())
+        return torch.tensor([any(s in text for s in until)], device=new_BN.device)
+
+    temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
+    device = subject.model.lm_head_weight.device
+    found = models.generate(
+        subject.model,
+        torch.tensor([ids], device=device),
+        n_new,
+        temperature=temperature,
+        top_p=options.get("top_p") if temperature else None,
+        eos_id=tokenizer.eos_id,
+        has_ended=has_ended,
+    )
+    text = text_of(found[0, len(ids) :].tolist())
+    return text[: min([text.index(s) for s in until if s and s in text], default=len(text))]
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or name.endswith(".yaml")
+
+
+def _tasks_in(path: Path, manager: Any) -> list[str]:
+    """The names of the tasks of a YAML file, or of a folder's."""
+    if not path.exists():
+        raise ValueError(f"{path} is not there: give a task's YAML file, a folder of them, or a task's name")
+    files = [path] if path.is_file() else sorted(path.rglob("*.yaml"))
+    wanted = {str(f.resolve()) for f in files}
+    found = [
+        name
+        for name, entry in manager.task_index.items()
+        if str(Path(str(entry.yaml_path)).resolve()) in wanted
+    ]
+    if not found:
+        raise ValueError(f"{path} holds no task of lm-evaluation-harness (a YAML file with `task:`)")
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _manager(folders: Sequence[str], with_its_own: bool) -> Any:
+    """Its own tasks take ten seconds to be looked through."""
+    _needs_harness()
+    from lm_eval.tasks import TaskManager
+
+    with _quietly():
+        return TaskManager(include_path=list(folders) or None, include_defaults=with_its_own)
+
+
+def _needs_harness() -> None:
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            "lm-evaluation-harness is not installed: pip install 'experiment-fabric[eval]'"
+        ) from None
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without its log lines and progress bars."""
+    import logging
+
+    logger = logging.getLogger("lm_eval")
+    before, disabled = logger.level, os.environ.get("TQDM_DISABLE")
+    logger.setLevel(logging.ERROR)
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        if disabled is None:
+            os.environ.pop("TQDM_DISABLE", None)
+        else:
+            os.environ["TQDM_DISABLE"] = disabled

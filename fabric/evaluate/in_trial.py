@@ -1,0 +1,67 @@
+"""Tasks measured inside a trial: `evaluate: {tasks: [blimp, "sst2:shots=4"], tasks_times: 3}`.
+
+Items are read and encoded before anything is trained, so that a mistake costs no training. A headline's key is
+`task.<task>.<metric>`; every metric with its interval and every item's outcome stand beside the trial's record.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fabric.evaluate.task import Asked, Task
+from fabric.evaluate.tasks import task as task_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fabric.data.tokenizer import Tokenizer
+    from fabric.evaluate.config import EvaluateConfig
+    from models import ModelConfig
+
+PREFIX = "task."
+
+
+def metric_key(task: Task) -> str:
+    """The key of a task's headline."""
+    return f"{PREFIX}{task.label}.{next(iter(task.measures))}"
+
+
+def load_tasks(config: EvaluateConfig) -> list[tuple[Task, Sequence[Any]]]:
+    """The tasks of a job and their items. Raises ValueError for unknown ones, and for data that is not as it should."""
+    folder = config.tasks_data or (Path(env) if (env := os.environ.get("FABRIC_DATA")) else None)
+    chosen = [task_of(text) for text in config.tasks]
+    return [(task, task.load(Asked(folder, config.tasks_limit))) for task in chosen]
+
+
+class TrialTasks:
+    """A trial's tasks, ready to be asked of its model at any step."""
+
+    def __init__(
+        self, config: EvaluateConfig, model: ModelConfig, tokenizer: Tokenizer, precision: str
+    ) -> None:
+        from fabric.evaluate.subject import Subject
+        from fabric.trained import Trained
+
+        self._model: Any = None
+        trained = Trained(Path(), model, tokenizer, lambda: self._model)
+        self.subject = Subject.of(trained, precision)
+        self.ready = [(task, task.prepare(items, self.subject)) for task, items in load_tasks(config)]
+
+    def measure(self, model: Any) -> tuple[dict[str, float], dict[str, Any]]:
+        """Each task's headline by its key; and by task all scores, remarks and outcomes. The model is in eval mode."""
+        self._model = model
+        headlines: dict[str, float] = {}
+        beside: dict[str, Any] = {}
+        for task, prepared in self.ready:
+            ran = task.run(prepared, self.subject)
+            scores = task.scores(ran.outcomes)
+            headlines[metric_key(task)] = next(iter(scores.values())).value
+            beside[task.label] = {
+                "scores": {name: {**asdict(s), "is_chance": s.is_chance} for name, s in scores.items()},
+                "remarks": list(ran.remarks),
+                "outcomes": list(ran.outcomes),
+            }
+        return headlines, beside

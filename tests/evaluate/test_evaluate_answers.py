@@ -1,0 +1,150 @@
+"""SQuAD's answers: the official script's numbers, and its files with every mistake told."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import re
+import string
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fabric.evaluate.answers import exact, f1, normalised
+from fabric.evaluate.rows import TaskDataError
+from fabric.evaluate.squad import read_squad
+
+REAL = os.environ.get("FABRIC_DATA")
+WORDS = st.sampled_from(
+    [
+        "the",
+        "The",
+        "a",
+        "an",
+        "Paris",
+        "paris,",
+        "in",
+        "18",
+        "1,800",
+        "theatre",
+        "é",
+        "-",
+        "--",
+        "U.S.",
+        "\n",
+        "another",
+    ]
+)
+TEXTS = st.lists(WORDS, max_size=6).map(" ".join)
+
+
+def official_normalised(s):
+    """As the definition of v2's script says it, step by step."""
+    s = s.lower()
+    s = "".join(ch for ch in s if ch not in set(string.punctuation))
+    s = re.sub(re.compile(r"\b(a|an|the)\b", re.UNICODE), " ", s)
+    return " ".join(s.split())
+
+
+def official_f1(gold, guess):
+    gold_toks, pred_toks = official_normalised(gold).split(), official_normalised(guess).split()
+    common = collections.Counter(gold_toks) & collections.Counter(pred_toks)
+    num_same = sum(common.values())
+    if len(gold_toks) == 0 or len(pred_toks) == 0:
+        return int(gold_toks == pred_toks)
+    if num_same == 0:
+        return 0
+    precision, recall = 1.0 * num_same / len(pred_toks), 1.0 * num_same / len(gold_toks)
+    return (2 * precision * recall) / (precision + recall)
+
+
+@settings(deadline=None, derandomize=True, max_examples=400)
+@given(TEXTS, st.lists(TEXTS, min_size=1, max_size=3))
+def test_they_are_the_official_numbers(guess, references):
+    assert normalised(guess) == official_normalised(guess)
+    assert exact(guess, references) == max(
+        float(official_normalised(r) == official_normalised(guess)) for r in references
+    )
+    assert f1(guess, references) == pytest.approx(max(official_f1(r, guess) for r in references))
+
+
+@pytest.mark.parametrize(
+    ("guess", "reference", "is_exact", "overlap"),
+    [
+        ("The Eiffel Tower!", "eiffel tower", 1.0, 1.0),
+        ("in Paris, France", "Paris", 0.0, 0.5),
+        ("", "", 1.0, 1.0),
+        ("", "Paris", 0.0, 0.0),
+        ("the", "", 1.0, 1.0),
+    ],
+)
+def test_known_ones(guess, reference, is_exact, overlap):
+    assert exact(guess, [reference]) == is_exact
+    assert f1(guess, [reference]) == pytest.approx(overlap)
+
+
+def test_without_references_there_is_nothing_to_judge_by():
+    for judge in (exact, f1):
+        with pytest.raises(ValueError, match="at least one reference"):
+            judge("Paris", [])
+
+
+def squad(**changes):
+    question = {
+        "id": "q1",
+        "question": "Where?",
+        "answers": [{"text": "Paris", "answer_start": 7}],
+        **changes,
+    }
+    return {
+        "version": "v2.0",
+        "data": [{"title": "T", "paragraphs": [{"context": "It was Paris.", "qas": [question]}]}],
+    }
+
+
+def test_questions_are_read(tmp_path):
+    file = tmp_path / "dev.json"
+    file.write_text(json.dumps(squad()))
+    (found,) = read_squad(file)
+    assert (found.id, found.title, found.question, found.answers) == ("q1", "T", "Where?", (("Paris", 7),))
+    assert found.references == ["Paris"]
+    file.write_text(json.dumps(squad(answers=[], is_impossible=True)))
+    (found,) = read_squad(file)
+    assert (found.answers, found.is_impossible, found.references) == ((), True, [""])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "dev.json cannot be read"),
+        ("[]", "an object with `data`, not a list"),
+        ('{"data": []}', "holds no questions"),
+        ('{"dat": []}', "no field 'data'"),
+        ('{"data": [{"title": "T"}]}', r"data\[0\]: no field 'paragraphs'"),
+        (json.dumps(squad(answers=[])), r"qas\[0\]: it has no answers and is not said to be impossible"),
+        (
+            json.dumps(squad(answers=[{"text": "Paris", "answer_start": 6}])),
+            "'Paris' does not stand at character 6",
+        ),
+        (
+            json.dumps(squad(answers=[{"text": "Paris", "answer_start": "7"}])),
+            "does not stand at character '7'",
+        ),
+        (json.dumps(squad(question=None)), "question = None is no text"),
+    ],
+)
+def test_mistakes_are_told_with_their_place(tmp_path, text, said):
+    file = tmp_path / "dev.json"
+    file.write_text(text)
+    with pytest.raises(TaskDataError, match=said):
+        read_squad(file)
+
+
+@pytest.mark.skipif(REAL is None, reason="no FABRIC_DATA")
+def test_real_files_are_read():
+    found = read_squad(Path(str(REAL)) / "squad" / "dev-v1.1.rebuilt.json")
+    assert len(found) == 10570
+    assert all(exact(q.references[0], q.references) == 1.0 for q in found[:500])
