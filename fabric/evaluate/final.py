@@ -74,10 +74,10 @@ def final_metrics(
         "val_loss": whole.loss,
         "val_perplexity": whole.perplexity,
         "val_bits_per_byte": whole.bits_per_byte,
-        "val_accuracy": whole.accuracy,
-        "val_exact": whole.exact,
         "state_bytes_per_token": models.state_bytes(model.config, seq_len, BF16_BYTES) / seq_len,
     }
+    if whole.accuracy is not None:
+        metrics |= {"val_accuracy": whole.accuracy, "val_exact": whole.exact}
     beside: dict[str, Any] = {}
     if not group.leads:
         return group.told((metrics, beside))

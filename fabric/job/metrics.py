@@ -38,10 +38,8 @@ METRICS: dict[str, Metric] = {
         "negative log-likelihood on the validation split (denoise: of its masked tokens)",
     ),
     "val_tokens": Metric("tokens", None, "validation tokens asked for while training"),
-    "val_accuracy": Metric(
-        "", "higher", "asked positions of labelled examples answered right; None for a text"
-    ),
-    "val_exact": Metric("", "higher", "labelled examples with every asked position right; None for a text"),
+    "val_accuracy": Metric("", "higher", "asked positions of labelled examples answered right"),
+    "val_exact": Metric("", "higher", "labelled examples with every asked position right"),
     # at the end
     "val_perplexity": Metric("", "lower", "exp(val_loss); None where the loss is not the text's likelihood"),
     "val_bits_per_byte": Metric("bits/byte", "lower", "comparable between tokenizers"),
