@@ -1,7 +1,6 @@
-"""Answers in words against references: exact match and token F1, as SQuAD's official scripts define them.
+"""Answers as texts: SQuAD's exact match and F1 (Rajpurkar et al. 2016, arXiv 1606.05250; v2: arXiv 1806.03822).
 
-Rajpurkar et al. 2016 (arXiv 1606.05250) and 2018 (v2, arXiv 1806.03822): the best over the references. An empty
-reference stands for a question without an answer.
+Both are the best over the references; a question without an answer has the one reference "".
 """
 
 from __future__ import annotations
@@ -11,38 +10,36 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalised(text: str) -> str:
-    """Lower case, without ASCII punctuation, then without articles; one space between words."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
+    """Lower case, without ASCII punctuation and articles, single spaces."""
+    bare = text.lower().translate(_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", bare).split())
 
 
 def exact(guess: str, references: Sequence[str]) -> float:
-    """1 where the guess is one of the references after normalisation, else 0. Raises ValueError without any."""
-    _check(references)
-    return float(normalised(guess) in map(normalised, references))
+    """1.0 where the guess is one of the references once both are normalised. Raises ValueError without references."""
+    _some(references)
+    return float(any(normalised(guess) == normalised(r) for r in references))
 
 
 def f1(guess: str, references: Sequence[str]) -> float:
-    """The harmonic mean of precision and recall of words, with their counts; 0 to 1. Raises ValueError without any
-    reference.
-
-    Where guess or reference has no words it is 1 if both have none, else 0 (v2).
-    """
-    _check(references)
+    """The best F1 of the words that guess and a reference share, each as often as in both; of an empty one 1.0 where
+    both are empty, else 0.0. Raises ValueError without references."""
+    _some(references)
     return max(_f1(normalised(guess).split(), normalised(r).split()) for r in references)
 
 
 def _f1(guess: list[str], reference: list[str]) -> float:
     if not guess or not reference:
         return float(guess == reference)
-    common = sum((Counter(guess) & Counter(reference)).values())
-    return 2 * common / (len(guess) + len(reference))
+    shared = sum((Counter(guess) & Counter(reference)).values())
+    return 2 * shared / (len(guess) + len(reference))
 
 
-def _check(references: Sequence[str]) -> None:
-    if isinstance(references, str) or not references:
-        raise ValueError(f"references = {references!r}: give a list of texts, [''] where there is no answer")
+def _some(references: Sequence[str]) -> None:
+    if not references:
+        raise ValueError('an answer is judged by at least one reference; of no answer it is ""')

@@ -1,17 +1,21 @@
-"""Questions in SQuAD's JSON form, v1.1 and v2.0: articles, their paragraphs, and questions on each."""
+"""SQuAD's files, v1.1 and v2: articles of paragraphs of questions, as one list of questions."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fabric.evaluate.rows import Row, Table, TaskDataError, read_table
+from fabric.evaluate.rows import Row, TaskDataError
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question on a paragraph. `answers`: (text, first character in the context), none where it is impossible."""
+    """A question on a context; `answers` are texts with the character each begins at, none where it is impossible.
+
+    `where` is the place in the file.
+    """
 
     id: str
     title: str
@@ -22,51 +26,41 @@ class Question:
     where: str
 
     @property
-    def references(self) -> tuple[str, ...]:
-        """The answers' texts, each once; the empty text where the question has none."""
-        return tuple(dict.fromkeys(text for text, _ in self.answers)) or ("",)
+    def references(self) -> list[str]:
+        """The answers' texts; of an impossible question "", as the official script has it."""
+        return [text for text, _ in self.answers] or [""]
 
 
 def read_squad(path: Path) -> list[Question]:
-    """The questions of a file, in its order.
-
-    Raises TaskDataError naming the place of what is missing, no answer of its context, or asked under an id twice.
-    """
-    articles = read_table(Table((path.name,)), path.parent)
-    found: dict[str, Question] = {}
-    for question in (q for article in articles for q in _of_article(article)):
-        if question.id in found:
-            raise TaskDataError(
-                f"{question.where}: id {question.id!r} is that of {found[question.id].where} too"
-            )
-        found[question.id] = question
+    """The questions of a file. Raises TaskDataError naming file and place for what is not SQuAD's form, for an answer
+    that does not stand where it should in its context, and for a question that has none and is not impossible."""
+    try:
+        body = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise TaskDataError(f"{path} cannot be read: {error}") from None
+    if not isinstance(body, dict):
+        raise TaskDataError(f"{path}: SQuAD's files are an object with `data`, not a {type(body).__name__}")
+    found = [q for article in Row(body, str(path)).each("data") for q in _questions(article)]
     if not found:
         raise TaskDataError(f"{path} holds no questions")
-    return list(found.values())
+    return found
 
 
-def _of_article(article: Row) -> Iterator[Question]:
+def _questions(article: Row) -> Iterator[Question]:
+    title = article.fields.get("title", "")
     for paragraph in article.each("paragraphs"):
+        context = paragraph.text("context")
         for row in paragraph.each("qas"):
-            yield _question(row, article.text("title"), paragraph.text("context"))
-
-
-def _question(row: Row, title: str, context: str) -> Question:
-    is_impossible = row.fields.get("is_impossible", False)
-    if not isinstance(is_impossible, bool):
-        raise TaskDataError(f"{row.where}: is_impossible = {is_impossible!r} is neither true nor false")
-    answers = tuple(_answer(a, context) for a in row.each("answers"))
-    if bool(answers) == is_impossible:
-        says = "is impossible but has answers" if is_impossible else "has no answer, but is not is_impossible"
-        raise TaskDataError(f"{row.where}: the question {says}")
-    return Question(row.text("id"), title, context, row.text("question"), answers, is_impossible, row.where)
+            is_impossible = bool(row.fields.get("is_impossible", False))
+            answers = () if is_impossible else tuple(_answer(a, context) for a in row.each("answers"))
+            if not answers and not is_impossible:
+                raise TaskDataError(f"{row.where}: it has no answers and is not said to be impossible")
+            text = row.text("question")
+            yield Question(str(row["id"]), str(title), context, text, answers, is_impossible, row.where)
 
 
 def _answer(row: Row, context: str) -> tuple[str, int]:
     text, start = row.text("text"), row["answer_start"]
-    if not isinstance(start, int) or isinstance(start, bool) or start < 0:
-        raise TaskDataError(f"{row.where}: answer_start = {start!r} is no character's number (from 0 on)")
-    if not text or context[start : start + len(text)] != text:
-        there = context[start : start + len(text)]
-        raise TaskDataError(f"{row.where}: the answer {text!r} is not at character {start} ({there!r} is)")
+    if not isinstance(start, int) or context[start : start + len(text)] != text or not text or start < 0:
+        raise TaskDataError(f"{row.where}: {text!r} does not stand at character {start!r} of its context")
     return text, start
