@@ -64,7 +64,16 @@ def test_gsm8k_prompts(folder):
     assert task("gsm8k").outcome("#### 2", item.references)["scores"]["strict_match"] == 1
     item = task("gsm8k_cot").load(Asked(folder))[0]
     assert item.references == ("1",)
-    assert re.findall(r"The answer is (\d+)\.\n\n", item.prompt) == ["6", "5", "39", "8", "9", "29", "33", "8"]
+    assert re.findall(r"The answer is (\d+)\.\n\n", item.prompt) == [
+        "6",
+        "5",
+        "39",
+        "8",
+        "9",
+        "29",
+        "33",
+        "8",
+    ]
     assert item.prompt.endswith("\n\nQ: What is 0 + 1?\nA:")
 
 
