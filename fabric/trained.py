@@ -184,6 +184,16 @@ def find_trial(target: str | Path | Url) -> tuple[Store, TrialRecord]:
     return store, store.trial(min(losses)[1])
 
 
+def _source(spec: TrialSpec) -> str:
+    """What a trial read, in words."""
+    examples = spec.data.examples
+    return (
+        f"the text of {spec.data.corpus.kind}"
+        if examples is None
+        else f"what examples {examples.kind} are made of"
+    )
+
+
 def _open_cache(store: Store, spec: TrialSpec) -> TokenCache:
     from fabric.data import TokenCache
 
@@ -206,7 +216,7 @@ def _token_cache(store: Store, spec: TrialSpec) -> TokenCache:
         raise ValueError(f"{lost}; it cannot be built again: {error}") from None
     if cache.key != spec.data_key:
         raise ValueError(
-            f"{lost}; it cannot be built again: the text of {spec.data.corpus.kind} is not what it was then. "
+            f"{lost}; it cannot be built again: {_source(spec)} is not what it was then. "
             "Put the text back as it was, or train again"
         )
     return cache

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 class LayerState:
-    """The remembered tensors of one layer."""
+    """The remembered tensors of one layer; `conv` is the state of the short convolution in front of its mixer."""
 
-    def __init__(self, tensors: Sequence[Tensor], window: int | None) -> None:
+    def __init__(self, tensors: Sequence[Tensor], window: int | None, conv: LayerState | None = None) -> None:
         self.tensors = tuple(tensors)
+        self.conv = conv
         self.n_slots = self.tensors[0].shape[1] if self.tensors else 0
         self.is_ring = window is not None and window <= self.n_slots
 
@@ -84,15 +85,29 @@ class Cache:
                     for shape in mixer.state_shapes(config.d_model)
                 ],
                 mixer.window,
+                self._conv_state(dtype, device),
             )
             for mixer in config.mixers
         ]
+
+    def _conv_state(self, dtype: torch.dtype, device: torch.device | str | None) -> LayerState | None:
+        """The last inputs of a short convolution, in a ring as a window's."""
+        n_taps = self.config.short_conv
+        if n_taps is None:
+            return None
+        shape = (self.batch_size, min(self.capacity, n_taps), self.config.d_model)
+        return LayerState([torch.zeros(shape, dtype=dtype, device=device)], n_taps)
+
+    @property
+    def _states(self) -> list[LayerState]:
+        """The mixers' states, then the convolutions'."""
+        return [*self.layers, *(layer.conv for layer in self.layers if layer.conv is not None)]
 
     def nbytes(self) -> int:
         """Bytes allocated for the states (the padding mask, one byte a token where one was given, is not
         counted).
         """
-        return sum(x.nbytes for layer in self.layers for x in layer.tensors)
+        return sum(x.nbytes for state in self._states for x in state.tensors)
 
     def grow(self, capacity: int) -> None:
         """Make room for texts of up to `capacity` tokens; what is remembered stays. Smaller ones change nothing.
@@ -101,10 +116,10 @@ class Cache:
         """
         if capacity <= self.capacity:
             return
-        tensors = [x for layer in self.layers for x in layer.tensors]
+        tensors = [x for state in self._states for x in state.tensors]
         if tensors:
             larger = Cache(self.config, self.batch_size, capacity, tensors[0].dtype, tensors[0].device)
-            for old, new in zip(tensors, (x for layer in larger.layers for x in layer.tensors), strict=True):
+            for old, new in zip(tensors, (x for state in larger._states for x in state.tensors), strict=True):
                 new[:, : old.shape[1]] = old  # a ring has its final size from the start
             self.layers = larger.layers
         self.capacity = capacity
@@ -116,11 +131,11 @@ class Cache:
         """
         if capacity < self.n_tokens:
             raise ValueError(f"{self.n_tokens} tokens do not fit in a cache of {capacity}")
-        tensors = [x for layer in self.layers for x in layer.tensors]
+        tensors = [x for state in self._states for x in state.tensors]
         like = tensors[0] if tensors else torch.empty(0)
         new = Cache(self.config, len(rows), capacity, like.dtype, like.device)
-        for kept, layer in zip(new.layers, self.layers, strict=True):
-            for to, x in zip(kept.tensors, layer.tensors, strict=True):
+        for kept, state in zip(new._states, self._states, strict=True):
+            for to, x in zip(kept.tensors, state.tensors, strict=True):
                 n = min(self.n_tokens, x.shape[1])
                 to[:, :n] = x[rows, :n]
         new.n_tokens = self.n_tokens
@@ -129,8 +144,8 @@ class Cache:
 
     def select(self, rows: Tensor) -> None:
         """Keep these texts of the batch, in this order; a text may be taken more than once (beam search)."""
-        for layer in self.layers:
-            layer.tensors = tuple(x[rows] for x in layer.tensors)
+        for state in self._states:
+            state.tensors = tuple(x[rows] for x in state.tensors)
         if self.key_mask_BS is not None:
             self.key_mask_BS = self.key_mask_BS[rows]
         self.batch_size = len(rows)
@@ -139,10 +154,10 @@ class Cache:
         """Take the last `n` tokens back. Raises ValueError where a window's ring has overwritten earlier ones."""
         if not 0 <= n <= self.n_tokens:
             raise ValueError(f"{n} tokens cannot be taken back: the cache holds {self.n_tokens}")
-        if n and any(layer.is_ring and self.n_tokens > layer.n_slots for layer in self.layers):
+        if n and any(state.is_ring and self.n_tokens > state.n_slots for state in self._states):
             raise ValueError(
-                "a sliding window keeps no tokens outside it, so none can be taken back; decode without "
-                "speculation (no assistant model, no prompt lookup), or without a cache (use_cache=False)"
+                "a sliding window or a short convolution keeps no tokens outside it, so none can be taken back; decode "
+                "without speculation (no assistant model, no prompt lookup), or without a cache (use_cache=False)"
             )
         self.n_tokens -= n
         if self.key_mask_BS is not None:

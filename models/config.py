@@ -23,6 +23,7 @@ else:
     AnyFFN = union_of("models.ffns", FFNConfig)
 
 # Far beyond any decoder that was built; without them a slip of the pen reaches torch's allocator.
+MOST_TAPS = 64
 MOST_IDS, MOST_WIDTH, MOST_LAYERS, MOST_POSITIONS = 2**24, 2**18, 10_000, 2**22
 
 _MIXER: TypeAdapter[MixerConfig] = TypeAdapter(AnyMixer)
@@ -55,6 +56,7 @@ class ModelConfig(Config):
     them.
     `mixer_pattern`: mixers that differ between layers, layer i has entry i mod its length. An entry is a
     whole mixer with a `kind`, or overrides laid on `mixer`; stored are whole mixers.
+    `short_conv`: taps of a causal depthwise convolution in front of every mixer (arXiv 2312.04927); None: none.
     """
 
     vocab_size: int = Field(gt=0, le=MOST_IDS)
@@ -72,6 +74,7 @@ class ModelConfig(Config):
     embedding_norm: bool = False
     token_types: int = Field(default=0, ge=0, le=MOST_WIDTH)
     mixer_pattern: tuple[AnyMixer, ...] | None = Field(default=None, min_length=1)
+    short_conv: int | None = Field(default=None, ge=2, le=MOST_TAPS)
 
     @model_validator(mode="before")
     @classmethod
@@ -86,6 +89,11 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _suits_its_direction(self) -> ModelConfig:
+        if not self.causal and self.short_conv:
+            raise ValueError(
+                f"short_conv={self.short_conv} reads a text in one direction only, and causal=False: leave short_conv "
+                "out, or causal at true"
+            )
         if self.causal:
             if self.token_types:
                 raise ValueError(

@@ -16,6 +16,7 @@ def n_params(config: ModelConfig) -> int:
     layer = config.ffn.n_params(D)
     layer += 2 * norms_per_sublayer(config.norm_placement) * config.norm.n_params(D)
     mixers = sum(mixer.n_params(D) * n for mixer, n in Counter(config.mixers).items())
+    layer += (config.short_conv or 0) * D
     embeddings = config.vocab_size * D * (1 if config.tie_embeddings else 2)
     embeddings += D * (config.token_types + (config.max_seq_len if config.positions == "learned" else 0))
     embeddings += config.norm.n_params(D) if config.embedding_norm else 0
@@ -27,7 +28,8 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     """Forward FLOPs per token of matrix products, averaged over a text of `seq_len` tokens; a training step
     is 3×.
 
-    A multiply-add is 2; attention counts visible pairs only; norms, activations and the softmax are left out. An
+    A multiply-add is 2; attention counts visible pairs only; short convolutions are counted; norms, activations and the
+    softmax are left out. An
     encoder has no output matrix; whatever stands on it counts its own.
     """
     D, ffn = config.d_model, config.ffn.flops_per_token(config.d_model)
@@ -37,7 +39,7 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
         if not config.causal:
             # Every pair of tokens is seen from its other end too, but for a token and itself.
             total += n * mixer.flops_per_pair(D) * (mixer.mean_visible_keys(seq_len) - 1)
-    return total
+    return total + config.n_layers * 2 * (config.short_conv or 0) * D
 
 
 def state_bytes(config: ModelConfig, seq_len: int, dtype_bytes: int = 2) -> int:
@@ -46,7 +48,8 @@ def state_bytes(config: ModelConfig, seq_len: int, dtype_bytes: int = 2) -> int:
     """
     if not config.causal:
         return 0
-    return sum(
+    conv = config.n_layers * min(seq_len, config.short_conv or 0) * config.d_model * dtype_bytes
+    return conv + sum(
         n * mixer.state_bytes(config.d_model, seq_len, dtype_bytes)
         for mixer, n in Counter(config.mixers).items()
     )
@@ -68,4 +71,6 @@ def saved_bytes(config: ModelConfig, batch: int, seq_len: int, dtype_bytes: int 
     final = 0 if config.norm_placement == "postln" else D + norm
     embedding = D + norm if config.embedding_norm else 0
     per_token = (embedding + config.n_layers * layer + mixers + final + D) * dtype_bytes + TOKEN_ID_BYTES
-    return batch * seq_len * per_token
+    # A short convolution keeps its input with the zeros in front; its output is what the products keep.
+    conv = 0 if config.short_conv is None else config.n_layers * (seq_len + config.short_conv - 1) * D
+    return batch * (seq_len * per_token + conv * dtype_bytes)

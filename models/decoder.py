@@ -135,6 +135,10 @@ def draw(
             continue
         writes = init.depth_scaled and name.endswith((".o.weight", ".down.weight"))
         scale = std / (2 * config.n_layers) ** 0.5 if writes else std
+        if name.endswith(
+            "short_conv.weight"
+        ):  # torch's own convolutions' deviation, whatever the matrices' is
+            scale = (3 * parameter.shape[0]) ** -0.5
         drawn = torch.empty(parameter.shape, dtype=torch.float32).normal_(
             0.0, scale, generator=_generator(seed, name)
         )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from models.mixers.base import MixerConfig, Step
 from models.norms import before_products
+from models.short_conv import ShortConv
 
 if TYPE_CHECKING:
     from models.cache import LayerState
@@ -26,6 +27,7 @@ class Block(nn.Module):
         super().__init__()
         placement, D = config.norm_placement, config.d_model
         self.normed_sum = placement == "postln"
+        self.short_conv = None if config.short_conv is None else ShortConv(D, config.short_conv)
         self.mixer = mixer.build(D, config.norm)
         self.ffn = config.ffn.build(D)
         before, after = placement in ("pre", "sandwich"), placement != "pre"
@@ -36,6 +38,8 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, step: Step, state: LayerState | None = None) -> Tensor:
         h_BTD = before_products(self.mixer_norm_in, x_BTD)
+        if self.short_conv is not None:
+            h_BTD = self.short_conv(h_BTD, step, None if state is None else state.conv)
         x_BTD = self._add(x_BTD, self.mixer(h_BTD, step, state), self.mixer_norm_out)
         h_BTD = before_products(self.ffn_norm_in, x_BTD)
         return self._add(x_BTD, self.ffn(h_BTD), self.ffn_norm_out)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fabric.data.cache import TokenCache
     from fabric.data.config import DataConfig, resolve_paths, vocab_size
+    from fabric.data.example_cache import ExampleCache
     from fabric.data.order import Batches
     from fabric.data.preparation import data_key, describe, prepare
     from fabric.data.smollm2 import get_smollm2
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Batches": "order",
     "DataConfig": "config",
+    "ExampleCache": "example_cache",
     "TokenCache": "cache",
     "data_key": "preparation",
     "describe": "preparation",
@@ -33,6 +35,7 @@ _HOME = {
 __all__ = [
     "Batches",
     "DataConfig",
+    "ExampleCache",
     "TokenCache",
     "data_key",
     "describe",

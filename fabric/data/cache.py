@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,8 +34,9 @@ class TokenCache:
         self._streams: dict[str, np.ndarray] = {}
 
     @classmethod
-    def open(cls, path: Path | str, key: str | None = None) -> Self:
-        """Open a cache folder after checking its files' sizes and its tokenizer against the manifest.
+    def open(cls, path: Path | str, key: str | None = None) -> TokenCache:
+        """Open a cache folder (of examples: an `ExampleCache`) after checking its files' sizes and its tokenizer
+        against the manifest.
 
         Raises ValueError naming the file that is missing, cut short or not the one the cache was built with,
         and when `key` is given and the cache is another one.
@@ -57,6 +58,10 @@ class TokenCache:
                 raise ValueError(
                     f"token cache {path} is damaged: {name} {state}; delete the folder, prepare again"
                 )
+        if manifest.get("rows") == "examples":
+            from fabric.data.example_cache import ExampleCache
+
+            return ExampleCache(path, manifest)
         found = hashlib.sha256((path / "tokenizer.json").read_bytes()).hexdigest()
         known = manifest["tokenizer"]["sha256"]
         if found != known:
@@ -85,7 +90,12 @@ class TokenCache:
         return sha256_of_file(self.path / "manifest.json")
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer the cache was built with."""
+        """The tokenizer the cache was built with. Raises ValueError for examples that have ids of their own."""
+        if self.manifest["tokenizer"] is None:
+            raise ValueError(
+                f"{self.path} holds examples of kind {self.manifest['examples']['kind']}, which make ids of their own: "
+                "there is no tokenizer, and no text to generate or score"
+            )
         from fabric.data.tokenizer import load_tokenizer
 
         return load_tokenizer(self.path)

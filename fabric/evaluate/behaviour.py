@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from fabric.evaluate.lm import NEXT_TOKEN, score
@@ -65,8 +64,7 @@ def by_batch_size(
 def _speed(model: Any, batch_size: int, seq_len: int, precision: Any, objective: ObjectiveConfig) -> float:
     """Tokens per second of scoring random tokens, head and loss included; the fastest of a few after a warm-up."""
     n_ids, device = model.config.vocab_size - objective.EXTRA_IDS, next(model.parameters()).device
-    rows_BT1 = np.random.default_rng(0).integers(0, n_ids, (batch_size, seq_len + 1))
-    pair = objective.examples(rows_BT1, seed=0, step=0, n_ids=n_ids)
+    pair = objective.examples(objective.random_rows(batch_size, seq_len, n_ids), seed=0, step=0, n_ids=n_ids)
     ids_BT, targets_BT = (torch.from_numpy(x).to(device) for x in pair)
     times = []
     with autocast(ids_BT.device.type, precision):

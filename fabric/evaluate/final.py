@@ -74,6 +74,8 @@ def final_metrics(
         "val_loss": whole.loss,
         "val_perplexity": whole.perplexity,
         "val_bits_per_byte": whole.bits_per_byte,
+        "val_accuracy": whole.accuracy,
+        "val_exact": whole.exact,
         "state_bytes_per_token": models.state_bytes(model.config, seq_len, BF16_BYTES) / seq_len,
     }
     beside: dict[str, Any] = {}

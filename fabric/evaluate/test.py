@@ -49,5 +49,7 @@ def read_test_split(spec: TrialSpec, record: TrialRecord, cache: TokenCache) -> 
         "test_bits_per_byte": result.bits_per_byte,
         "n_tokens": result.n_tokens,
     }
+    if result.accuracy is not None:
+        body |= {"test_accuracy": result.accuracy, "test_exact": result.exact}
     record.write_evaluation(test_key(spec), body)
     return body

@@ -10,7 +10,7 @@ from models.parts import Part, parts_in
 @cache
 def families() -> dict[str, tuple[str, type[Part]]]:
     """{key in the job file: (package, base config class)} for every family of parts."""
-    from fabric.data.config import CorpusConfig, TokenizerConfig
+    from fabric.data.config import CorpusConfig, ExamplesConfig, TokenizerConfig
     from fabric.planning.stopping.base import StoppingRule
     from fabric.train.config import OptimizerConfig, ScheduleConfig
     from fabric.train.objectives.base import ObjectiveConfig
@@ -22,6 +22,7 @@ def families() -> dict[str, tuple[str, type[Part]]]:
         "optimizer": ("fabric.train.optimizers", OptimizerConfig),
         "schedule": ("fabric.train.schedules", ScheduleConfig),
         "objective": ("fabric.train.objectives", ObjectiveConfig),
+        "examples": ("fabric.data.examples", ExamplesConfig),
         "corpus": ("fabric.data.corpora", CorpusConfig),
         "tokenizer": ("fabric.data.tokenizers", TokenizerConfig),
         "scheduler": ("fabric.planning.stopping", StoppingRule),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fabric.data import vocab_size
-from fabric.data.config import DataConfig
+from fabric.data.config import DataConfig, parts_of
 from fabric.evaluate.config import PLACES, EvaluateConfig
 from fabric.job.document import Document, JobError, Mark, from_data, read_value, read_yaml
 from fabric.job.errors import explain, unknown_keys, validate
@@ -95,6 +95,11 @@ class Job:
             model = self._model(base, data, objective)
         else:
             model = _started_model(base, data, start, objective)
+        try:
+            objective.check_data(data)
+        except ValueError as error:
+            named = ("train", "objective") if base.has(("train", "objective")) else ("data", "examples")
+            raise explain(base, named, str(error), ("base",)) from None
         evaluate = _measurable(evaluate, objective, base)
         _check_lengths(base, model.max_seq_len, data.seq_len, evaluate)
         train = section.train
@@ -134,9 +139,10 @@ class Job:
             extra = (
                 f" and {objective.EXTRA_IDS} for objective {objective.kind}" if objective.EXTRA_IDS else ""
             )
+            whose = "the tokenizer's" if data.examples is None else "the examples'"
             raise explain(
                 base, ("model", "vocab_size"),
-                f"{given_vocabulary} is smaller than the tokenizer's {size}{extra}; leave it out or raise it",
+                f"{given_vocabulary} is smaller than {whose} {size}{extra}; leave it out or raise it",
                 ("base",),
             )  # fmt: skip
         model: ModelConfig = validate(ModelConfig, document, ("base", "model"))
@@ -179,7 +185,14 @@ def _started_model(base: Document, data: DataConfig, start: Start, objective: Ob
     document = _model_document(base, whole=True)
     longest = document.data.pop("max_seq_len", start.model.max_seq_len)
     check_agreement(document, start)
-    if (size := _vocab_size(base, data)) > start.model.vocab_size:
+    size = _vocab_size(base, data)
+    if data.examples is not None and size > start.model.vocab_size:
+        raise explain(
+            base, ("data", "examples"),
+            f"its {size} ids are more than the {start.model.vocab_size} of the weights in {start.source}; take fewer",
+            ("base",),
+        )  # fmt: skip
+    if size > start.model.vocab_size:
         raise explain(
             base, ("data", "tokenizer"),
             f"its {size} ids are more than the {start.model.vocab_size} of the weights in {start.source}; use the "
@@ -218,22 +231,23 @@ def _check_lengths(base: Document, longest: int, seq_len: int, evaluate: Evaluat
 
 
 def _measurable(evaluate: EvaluateConfig, objective: ObjectiveConfig, base: Document) -> EvaluateConfig:
-    """Measurements of a causal model only: off for any other, and an error where the job asks for one."""
-    if objective.CAUSAL:
+    """Measurements of a causal model of text only: off for any other, and an error where the job asks for one."""
+    labelled = objective.ROWS == "examples"
+    if objective.CAUSAL and not labelled:
         return evaluate
-    for name in ("recall", "samples", "minimal_pairs", "tasks"):
+    why = f"needs a causal language model, and objective {objective.kind} trains an encoder; leave it out"
+    if labelled:
+        why = f"needs a text, and objective {objective.kind} is trained on labelled examples; leave it out"
+    for name in ("recall", "samples", "minimal_pairs", "tasks", *(("lengths",) if labelled else ())):
         if base.has(("evaluate", name)) and getattr(evaluate, name) not in (None, False, ()):
-            raise explain(
-                base, ("evaluate", name),
-                f"needs a causal language model, and objective {objective.kind} trains an encoder; leave it out",
-                ("base",),
-            )  # fmt: skip
-    return evaluate.model_copy(update={"recall": False, "samples": None})
+            raise explain(base, ("evaluate", name), why, ("base",))
+    off = {"recall": False, "samples": None, **({"lengths": ()} if labelled else {})}
+    return evaluate.model_copy(update=off)
 
 
 def _with_paths(data: DataConfig, folder: Path, base: Document) -> DataConfig:
     found = {}
-    for part in ("corpus", "tokenizer"):
+    for part in parts_of(data):
         try:
             found[part] = getattr(data, part).resolved(folder)
         except ValueError as error:

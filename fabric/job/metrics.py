@@ -38,12 +38,18 @@ METRICS: dict[str, Metric] = {
         "negative log-likelihood on the validation split (denoise: of its masked tokens)",
     ),
     "val_tokens": Metric("tokens", None, "validation tokens asked for while training"),
+    "val_accuracy": Metric(
+        "", "higher", "asked positions of labelled examples answered right; None for a text"
+    ),
+    "val_exact": Metric("", "higher", "labelled examples with every asked position right; None for a text"),
     # at the end
     "val_perplexity": Metric("", "lower", "exp(val_loss); None where the loss is not the text's likelihood"),
     "val_bits_per_byte": Metric("bits/byte", "lower", "comparable between tokenizers"),
     "test_loss": Metric("nats/token", "lower", "negative log-likelihood on the test split, read once"),
     "test_perplexity": Metric("", "lower", "exp(test_loss)"),
     "test_bits_per_byte": Metric("bits/byte", "lower", "comparable between tokenizers"),
+    "test_accuracy": Metric("", "higher", "val_accuracy, on the test split"),
+    "test_exact": Metric("", "higher", "val_exact, on the test split"),
     "recall_accuracy": Metric(
         "", "higher", "tokens of a repeated segment predicted right at their second occurrence"
     ),

@@ -101,7 +101,7 @@ def vocabulary_warning(start: Start, data: DataConfig, key: str, cache_root: Pat
 
     `key` is the data's. A tokenizer that the job trains is known once its token cache is built.
     """
-    if start.ids is None:
+    if start.ids is None or (data.examples is not None and not data.examples.READS_TEXT):
         return None
     fix = f"; use the tokenizer of {start.source}: tokenizer: {{kind: file, path: its tokenizer.json}}"
     what = f"the tokenizer ({data.tokenizer.kind}) is not the one the weights were trained with"

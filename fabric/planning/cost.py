@@ -64,7 +64,7 @@ def peak_memory_bytes(spec: TrialSpec) -> int:
     share = train.batch_size // spec.ranks.most
     micro_batch = min(train.micro_batch_size or share, share)
     seq_len = spec.data.seq_len
-    n_targets = train.objective.n_targets(seq_len)
+    n_targets = train.objective.most_targets(seq_len)
     live = state + live_activation_bytes(spec.model, micro_batch, seq_len, train.precision, n_targets)
     return int(live) if spec.device == "cuda" else int(process_bytes() + KEPT_BY_MALLOC * live)
 

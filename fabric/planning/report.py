@@ -161,7 +161,7 @@ def _dry_study(job: Job, store: Store, out: str | Path | Url, strict: bool) -> S
 
     @cache
     def key(config: DataConfig) -> str:
-        if config.stream is not None or config.corpus.is_here(root):
+        if config.examples is not None or config.stream is not None or config.corpus.is_here(root):
             with naming_corpus(job):
                 return data_key(config, root)
         absent.add(config.corpus.kind)

@@ -54,7 +54,6 @@ def _from_earlier(store: Store, base: Configuration) -> float | None:
 
 def _probe_steps(base: Configuration, threads: int) -> float:
     """Real steps of the base, in its precision, with random tokens."""
-    import numpy as np
     import torch
 
     from fabric.train.step import Stepper
@@ -67,8 +66,9 @@ def _probe_steps(base: Configuration, threads: int) -> float:
         stepper = Stepper(model, train.optimizer.build(model), train, "cpu")
         n = train.micro_batch_size or train.batch_size
         n_ids = base.model.vocab_size - train.objective.EXTRA_IDS
-        rows = np.random.default_rng(0).integers(0, n_ids, (n, seq_len + 1))
-        pair = train.objective.examples(rows, seed=0, step=0, n_ids=n_ids)
+        pair = train.objective.examples(
+            train.objective.random_rows(n, seq_len, n_ids), seed=0, step=0, n_ids=n_ids
+        )
         ids, targets = (torch.from_numpy(x) for x in pair)
         times: list[float] = []
         started = time.perf_counter()

@@ -65,6 +65,7 @@ class Engine:
         self.new_events: list[dict[str, Any]] = []
         self.peak_memory = PeakMemory(trial.device)
         self.n_ids = _n_ids(trial, cache)
+        self.config.objective.check_data(trial.data)
         if trial.weights is None:
             self.model = self.config.objective.build(trial.model, trial.seed, trial.device)
         else:

@@ -299,6 +299,8 @@ class _Training:
             "val_tokens": self.trial.evaluate.val_tokens,
             **self._task_scores(step),
         }
+        if score.accuracy is not None:
+            row |= {"val_accuracy": score.accuracy, "val_exact": score.exact}
         if step in self.calendar.scheduled and self.engine.state.early_stop.see(score.loss):
             return self._finish(self._converged())
         self.recorder.add(row)

@@ -50,6 +50,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mla_yarn": example(MIXERS["mla"], rope_scaling={**YARN, "mscale": 1.0, "mscale_all_dim": 0.5}),
     "gqa_nope": example(MIXERS["gqa"], position="nope"),
     "gqa_half_turned": example(MIXERS["gqa"], rotary_fraction=0.5, head_dim=12, rope_scaling=YARN),
+    # `config_of` takes the convolution out too: it is the block's.
+    "mha_short_conv": example(MIXERS["mha"], short_conv=3),
+    "mla_short_conv": example(MIXERS["mla"], short_conv=4),
     "mha_llama3": example(MIXERS["mha"], rope_scaling=LLAMA3),
     # Layers that differ; `config_of` takes the pattern out.
     "window_then_nope": example(MIXERS["gqa"], mixer_pattern=[{"window": 5}, {"position": "nope"}]),
@@ -69,7 +72,10 @@ def config_of(mixer: dict[str, Any], **changes: Any) -> ModelConfig:
         "d_model": 32,
         "n_layers": 2,
         "max_seq_len": 64,
-        "mixer": {name: value for name, value in mixer.items() if name != "mixer_pattern"},
+        "mixer": {
+            name: value for name, value in mixer.items() if name not in ("mixer_pattern", "short_conv")
+        },
+        "short_conv": mixer.get("short_conv"),
         "mixer_pattern": mixer.get("mixer_pattern"),
         "ffn": {"kind": "swiglu", "d_ff": 48},
         # Wide initial values: differences between positions are far above rounding.

@@ -112,11 +112,14 @@ def test_flops_of_one_token_are_those_counted(name, ffn):
     # The counter knows the unfused attention only, and PyTorch's products (ours, for decoding, take no gradients).
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(ids_of(1, 1))
-    assert counter.get_total_flops() == flops_per_token(config, seq_len=1)
+    conv = (
+        2 * 2 * (config.short_conv or 0) * config.d_model
+    )  # of two layers; no product, so not seen by the counter
+    assert counter.get_total_flops() + conv == flops_per_token(config, seq_len=1)
 
 
 @pytest.mark.parametrize("window", [None, 1, 5])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [n for n in VARIANTS if "short_conv" not in VARIANTS[n]])
 def test_flops_of_an_encoder_are_those_counted(name, window):
     T = 16
     config = config_of({**VARIANTS[name], "window": window}, causal=False)
@@ -184,6 +187,8 @@ def assert_kept(config, batch, seq_len):
 @pytest.mark.parametrize(("name", "placement", "qk_norm"), SHAPES)
 def test_bytes_kept_for_backward(name, placement, qk_norm):
     for window, norm, causal in ((None, "rmsnorm", True), (6, "layernorm", True), (6, "rmsnorm", False)):
+        if not causal and "short_conv" in VARIANTS[name]:
+            continue
         mixer = {**VARIANTS[name], "qk_norm": qk_norm, "window": window}
         config = config_of(mixer, norm_placement=placement, norm={"kind": norm}, causal=causal)
         assert_kept(config, 2, 40)

@@ -15,7 +15,10 @@ pytestmark = pytest.mark.skipif(
 GROUPED = [
     name
     for name, mixer in VARIANTS.items()
-    if mixer.get("kind") in ("mha", "gqa") and "mla" not in str(mixer) and not mixer.get("bias")
+    if mixer.get("kind") in ("mha", "gqa")
+    and "mla" not in str(mixer)
+    and not mixer.get("bias")
+    and "short_conv" not in mixer
 ]
 
 

@@ -17,6 +17,7 @@ from models import build
 GOLDEN = Path(__file__).with_name("golden.json")
 CASES = {
     **{f"mixer/{kind}": (part, {"mixer": example(part)}) for kind, part in MIXERS.items()},
+    "short_conv": (MIXERS["mha"], {"mixer": example(MIXERS["mha"], short_conv=3)}),
     **{
         f"ffn/{kind}": (part, {"mixer": example(MIXERS["mha"]), "ffn": example(part)})
         for kind, part in FFNS.items()

@@ -6,7 +6,7 @@ Shapes: B rows, T tokens a row (a row of the token cache holds T + 1), V ids of 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from models.parts import Part
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
+    from fabric.data.config import DataConfig
     from models import ModelConfig
 
 
@@ -23,11 +24,26 @@ class ObjectiveConfig(Part):
     `CAUSAL`: whether the model is a decoder (else an encoder). `IS_LIKELIHOOD`: whether the loss is that of the text
     itself, so that perplexity and bits per byte mean something. `EXTRA_IDS`: ids the model needs beside the
     tokenizer's, from V on.
+    `ROWS`: what it is trained on, windows of a "text" or whole labelled "examples".
     """
 
     CAUSAL: ClassVar[bool]
     IS_LIKELIHOOD: ClassVar[bool]
     EXTRA_IDS: ClassVar[int] = 0
+    ROWS: ClassVar[Literal["text", "examples"]] = "text"
+
+    def check_data(self, data: DataConfig) -> None:
+        """Raise ValueError for rows that this objective does not take."""
+        if self.ROWS == "examples" and data.examples is None:
+            raise ValueError(
+                f"objective {self.kind} reads labelled examples, and data has a text; give data.examples (and no "
+                "corpus), or leave train.objective out"
+            )
+        if self.ROWS == "text" and data.examples is not None:
+            raise ValueError(
+                f"objective {self.kind} reads windows of a text, and data.examples gives examples of kind "
+                f"{data.examples.kind}; set train.objective to {{kind: answers}}, or give a corpus in place of examples"
+            )
 
     def check_model(self, model: ModelConfig) -> None:
         """Raise ValueError for a model that this objective cannot train."""
@@ -49,7 +65,17 @@ class ObjectiveConfig(Part):
 
     @abstractmethod
     def n_targets(self, seq_len: int) -> int:
-        """Tokens of a row that are predicted."""
+        """Tokens of a row that are predicted: what a row weighs in the loss."""
+
+    def most_targets(self, seq_len: int) -> int:
+        """The most positions of a row whose logits are computed."""
+        return self.n_targets(seq_len)
+
+    def random_rows(self, n_rows: int, seq_len: int, n_ids: int) -> np.ndarray:
+        """Rows of random ids for `examples`, the same every time: what speed is measured on."""
+        import numpy as np
+
+        return np.random.default_rng(0).integers(0, n_ids, (n_rows, seq_len + 1))
 
     @abstractmethod
     def flops_per_token(self, model: ModelConfig, seq_len: int) -> float:
@@ -59,7 +85,7 @@ class ObjectiveConfig(Part):
     def examples(
         self, rows_BT1: np.ndarray, *, seed: int, step: int, n_ids: int, first_row: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What the model reads, ids_BT, and what it must predict, targets_BT (-100: nothing); int64.
+        """What the model reads, ids_BT, and what it must predict, targets_BT (-100: nothing), of a cache's rows; int64.
 
         A pure function of the tokens, (seed, step) and each row's number in the global batch, which counts from
         `first_row`. `n_ids` is V.

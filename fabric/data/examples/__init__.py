@@ -1,0 +1,1 @@
+"""Kinds of labelled examples, one file each."""
