@@ -88,7 +88,7 @@ def _generator(drawing: Drawing, number: int, device: torch.device) -> torch.Gen
 
 def _n_shared(prompts: Sequence[Sequence[int]]) -> int:
     """How many ids all prompts begin with; each keeps one of its own, whose output is needed."""
-    first, last = min(prompts), max(prompts)  # in lexicographical order, they differ soonest
+    first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # in order, they differ soonest
     most, n = min(map(len, prompts)) - 1, 0
     while n < most and first[n] == last[n]:
         n += 1
