@@ -32,7 +32,7 @@ WITH_RAY = [
 
 def test_every_bench_has_a_line():
     found = benches()
-    assert {*IN_ONE_PROCESS, *AGAINST_OTHERS, *WITH_RAY, "rerun"} == set(found)
+    assert {*IN_ONE_PROCESS, *AGAINST_OTHERS, *WITH_RAY, "evaluate", "rerun"} == set(found)
     assert all(about.endswith(".") and len(about) < 120 for about in found.values())
 
 

@@ -210,7 +210,17 @@ def test_status_says_what_was_interrupted_and_writes_nothing(cli, tmp_path):
 
 def test_models(cli):
     found = cli.json("models", "--json")
-    families = {"mixer", "ffn", "optimizer", "schedule", "objective", "corpus", "tokenizer", "scheduler"}
+    families = {
+        "mixer",
+        "ffn",
+        "optimizer",
+        "schedule",
+        "objective",
+        "corpus",
+        "examples",
+        "tokenizer",
+        "scheduler",
+    }
     assert {*families, "preset"} == set(found)
     text = cli("models")
     for kind, _ in found["mixer"]:
