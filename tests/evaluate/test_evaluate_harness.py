@@ -139,7 +139,7 @@ def test_text_is_generated_until_a_string_as_it_does(subject, theirs):
     free = generate(subject.model, torch.tensor([subject.encode("A cat")]), 24, temperature=0)
     text = subject.trained.tokenizer.decode(free[0, 5:].tolist())
     stop = next(text[i : i + 2] for i in range(6, len(text) - 2) if text.isascii() or text[i].isascii())
-    for options in ({"until": [stop], "max_gen_toks": 24}, {"until": [], "max_gen_toks": 8}):
+    for options in ({"until": [stop], "max_gen_toks": 24}, {"until": [""], "max_gen_toks": 8}):
         (its,) = theirs.generate_until(
             requests_of([("A cat", {**options, "do_sample": False})]), disable_tqdm=True
         )

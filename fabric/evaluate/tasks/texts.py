@@ -7,9 +7,9 @@ from fabric.evaluate.perplexity import TextTask
 TASKS = (
     TextTask(
         name="wikitext2",
-        about="Wikipedia articles (WikiText-2's test split, raw)",
-        files=("wikitext-2/test.txt", "wikitext-2-raw/wiki.test.raw"),
-        hub=("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
+        about="Wikipedia articles (WikiText-2's test split, tokenised, rare words <unk>)",
+        files=("wikitext-2/test.txt", "wikitext-2/wiki.test.tokens"),
+        hub=("Salesforce/wikitext", "wikitext-2-v1", "test"),
     ),
     TextTask(
         name="tinyshakespeare",
