@@ -8,6 +8,7 @@ batches without padding (`fabric.evaluate.decoding`).
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -286,18 +287,21 @@ def _needs_harness() -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without its log lines and progress bars."""
+    """Without its log lines and progress bars, with nothing of its on stdout, and its bootstraps in this process: the
+    processes it would fork have the model in them."""
     import logging
 
     logger = logging.getLogger("lm_eval")
-    before, disabled = logger.level, os.environ.get("TQDM_DISABLE")
+    names = "TQDM_DISABLE", "DISABLE_MULTIPROC"
+    level, before = logger.level, {name: os.environ.get(name) for name in names}
     logger.setLevel(logging.ERROR)
-    os.environ["TQDM_DISABLE"] = "1"
+    os.environ.update(dict.fromkeys(names, "1"))
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
-        logger.setLevel(before)
-        if disabled is None:
-            os.environ.pop("TQDM_DISABLE", None)
-        else:
-            os.environ["TQDM_DISABLE"] = disabled
+        logger.setLevel(level)
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
