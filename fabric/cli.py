@@ -312,13 +312,19 @@ def evaluate(
     from fabric.printing import print_harnessed, print_json, print_measured
 
     asked: dict[str, Any] = {"data": data, "limit": limit, "seed": seed, "out": out}
-    theirs = named(harness)
+    names, theirs = named(tasks), named(harness)
+    if theirs and not names and (data or workers or address):
+        raise typer.BadParameter(
+            "--data, --workers and --address are for --tasks; --harness takes none of them"
+        )
+    if theirs:
+        from fabric.evaluate.harness import harness_tasks
+
+        known = harness_tasks(theirs)  # a wrong name is told before anything is measured
     ours = (
-        measure_all(targets, named(tasks), **asked, workers=workers, address=address)
-        if named(tasks) or not theirs
-        else []
+        measure_all(targets, names, **asked, workers=workers, address=address) if names or not theirs else []
     )
-    found = measure_with_harness(targets, theirs, limit=limit, seed=seed) if theirs else []
+    found = measure_with_harness(targets, known, limit=limit, seed=seed) if theirs else []
     if json:
         print_json([*(m.as_dict() for of_target in ours for m in of_target), *(h.as_dict() for h in found)])
         return

@@ -17,7 +17,7 @@ from fabric.evaluate.tasks import tasks as known_tasks
 from fabric.paths import real_path
 
 if TYPE_CHECKING:
-    from fabric.evaluate.harness import Harnessed
+    from fabric.evaluate.harness import Harnessed, HarnessTasks
     from fabric.evaluate.subject import Subject
     from fabric.store import Url
 
@@ -136,19 +136,20 @@ def measure_all(
 
 def measure_with_harness(
     targets: Iterable[str | Path | Url],
-    tasks: Iterable[str],
+    tasks: Iterable[str] | HarnessTasks,
     *,
     limit: int | None = None,
     seed: int = 0,
     precision: Precision = "fp32",
 ) -> list[Harnessed]:
-    """The scores that lm-evaluation-harness finds for targets on its tasks (names, or paths of their YAML files).
+    """The scores that lm-evaluation-harness finds for targets on its tasks (names, or paths of their YAML files;
+    or what `harness_tasks` made of these).
 
     Raises ValueError where it is not installed, for a task it does not know, and for data it cannot get.
     """
-    from fabric.evaluate.harness import harness_tasks, run_harness
+    from fabric.evaluate.harness import HarnessTasks, harness_tasks, run_harness
 
-    asked = harness_tasks(list(tasks))
+    asked = tasks if isinstance(tasks, HarnessTasks) else harness_tasks(list(tasks))
     found: list[Harnessed] = []
     for target in map(str, targets):
         found += run_harness(subject_of(target, precision), target, asked, limit=limit, seed=seed)

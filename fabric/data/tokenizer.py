@@ -52,6 +52,10 @@ class Tokenizer(ABC):
         """Ids of a text, no special tokens among them."""
 
     @abstractmethod
+    def encode_with_ends(self, text: str) -> tuple[list[int], np.ndarray]:
+        """The same ids, and int64 [ids]: how many characters of the text they stand for, each with all before it."""
+
+    @abstractmethod
     def decode(self, ids: list[int]) -> str:
         """Text of ids; special tokens are left out, bytes that are not UTF-8 become U+FFFD."""
 
@@ -83,6 +87,12 @@ class ByteTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
+
+    def encode_with_ends(self, text: str) -> tuple[list[int], np.ndarray]:
+        data = np.frombuffer(text.encode(), np.uint8)
+        begins = (data & 0xC0) != 0x80  # a character's first byte
+        ends = np.append(begins[1:], [True])[: len(data)]
+        return data.tolist(), np.cumsum(ends, dtype=np.int64)
 
     def decode(self, ids: list[int]) -> str:
         return bytes(i for i in ids if 0 <= i < 256).decode("utf-8", errors="replace")
@@ -134,6 +144,12 @@ class JsonTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return list(self._library.encode(text, add_special_tokens=False).ids)
+
+    def encode_with_ends(self, text: str) -> tuple[list[int], np.ndarray]:
+        found = self._library.encode(text, add_special_tokens=False)
+        ends = np.array([end for _, end in found.offsets], np.int64)
+        # White space may be left out of a token's offsets, and what a normalizer adds has none.
+        return list(found.ids), np.maximum.accumulate(ends)
 
     def decode(self, ids: list[int]) -> str:
         return str(self._library.decode(ids, skip_special_tokens=True))

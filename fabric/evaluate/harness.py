@@ -1,22 +1,25 @@
 """lm-evaluation-harness (EleutherAI) on our models: any of its tasks, by its own definitions and filters.
 
 Likelihoods come from `fabric.evaluate.likelihood`, so what requests begin with is computed once; contexts that are too
-long lose their beginning, as its own `hf` model does it. Text is generated greedily or with its task's temperature, one
-request at a time.
+long lose their beginning, as its own `hf` model does it. Text is generated greedily or with its task's temperature, in
+batches without padding (`fabric.evaluate.decoding`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-import models
+from fabric.evaluate.decoding import Drawing, continuations
+from fabric.evaluate.generation import has_ended, text_of
 from fabric.evaluate.likelihood import Request, fitted, likelihoods
 from fabric.evaluate.perplexity import rolling, window_nats
 from models.parts import nearest
@@ -44,7 +47,15 @@ class Harnessed:
         return dict(vars(self))
 
 
-def harness_tasks(names: Sequence[str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class HarnessTasks:
+    """Names of the harness's tasks, and what it knows them by."""
+
+    names: tuple[str, ...]
+    manager: Any
+
+
+def harness_tasks(names: Sequence[str]) -> HarnessTasks:
     """What is asked of the harness: its own tasks and groups by name, and paths of a task's YAML or of folders of them.
 
     Raises ValueError where the harness is not installed, and for a name that it does not know, with the nearest ones.
@@ -64,11 +75,11 @@ def harness_tasks(names: Sequence[str]) -> dict[str, Any]:
             raise ValueError(
                 f"lm-evaluation-harness has no task {name!r}{hint} (`lm-eval ls tasks` lists them; a path may be given)"
             )
-    return {"manager": manager, "names": list(dict.fromkeys(wanted))}
+    return HarnessTasks(tuple(dict.fromkeys(wanted)), manager)
 
 
 def run_harness(
-    subject: Subject, target: str, asked: Mapping[str, Any], *, limit: int | None, seed: int
+    subject: Subject, target: str, asked: HarnessTasks, *, limit: int | None, seed: int
 ) -> list[Harnessed]:
     """The harness's results of what `harness_tasks` found. Raises ValueError for data it cannot get."""
     from lm_eval import simple_evaluate
@@ -77,8 +88,8 @@ def run_harness(
         with _quietly():
             found: Any = simple_evaluate(
                 model=harness_model(subject),
-                tasks=asked["names"],
-                task_manager=asked["manager"],
+                tasks=list(asked.names),
+                task_manager=asked.manager,
                 limit=limit,
                 bootstrap_iters=1000,
                 fewshot_random_seed=seed,
@@ -89,7 +100,7 @@ def run_harness(
             )
     except (ConnectionError, FileNotFoundError, OSError) as error:
         raise ValueError(
-            f"lm-evaluation-harness cannot get the data of {', '.join(asked['names'])}: {error}"
+            f"lm-evaluation-harness cannot get the data of {', '.join(asked.names)}: {error}"
         ) from None
     return [
         Harnessed(
@@ -109,14 +120,12 @@ def harness_model(subject: Subject) -> Any:
     _needs_harness()
     from lm_eval.api.model import TemplateLM
 
-    tokenizer = subject.trained.tokenizer
-
     class FabricLM(TemplateLM):
         """Our model as the harness asks it."""
 
         @property
         def eot_token_id(self) -> int:
-            return int(tokenizer.eos_id)
+            return int(subject.trained.tokenizer.eos_id)
 
         @property
         def prefix_token_id(self) -> int:
@@ -131,7 +140,7 @@ def harness_model(subject: Subject) -> Any:
             return "fabric"
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-            return tokenizer.encode(string)
+            return encoded(subject, string, add_special_tokens)
 
         def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
             asked = [
@@ -145,59 +154,93 @@ def harness_model(subject: Subject) -> Any:
             return [-text_nats(subject, *request.args) for request in requests]
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            return [generated(subject, context, options) for context, options in (r.args for r in requests)]
+            return generated(subject, [request.args for request in requests])
 
     return FabricLM()
 
 
+def encoded(subject: Subject, text: str, add_special_tokens: bool | None = None) -> list[int]:
+    """A text's ids as the harness' own model makes them: where nothing is said, with what the tokenizer puts before
+    a text (Llama's <s>), unless it stands there."""
+    theirs = subject.trained.hf_tokenizer
+    if theirs is None:
+        return subject.trained.tokenizer.encode(text)
+    if add_special_tokens is None:
+        add_special_tokens = not text.startswith(theirs.decode([subject.first_id]))
+    return list(theirs.encode(text, add_special_tokens=add_special_tokens))
+
+
 def text_nats(subject: Subject, text: str) -> float:
     """Negative log-likelihood of a text in disjoint windows of the model's length."""
-    ids = subject.trained.tokenizer.encode(text)
+    ids = encoded(subject, text)
     if not ids:
         return 0.0
     windows = list(rolling(ids, subject.first_id, subject.max_seq_len, subject.max_seq_len))
     return sum(window_nats(subject, windows))
 
 
-def generated(subject: Subject, context: str, options: Mapping[str, Any]) -> str:
-    """What follows on a context until one of the strings `until`, without it.
+@dataclass(frozen=True)
+class Wanted:
+    """How a request's text is generated."""
 
-    Raises ValueError where the new tokens leave no room for a context.
-    """
-    until = options.get("until") or []
-    until = [until] if isinstance(until, str) else list(until)
-    most = next((options[k] for k in ("max_gen_toks", "max_new_tokens", "max_tokens") if k in options), None)
-    n_new = MAX_NEW_TOKENS if most is None else int(most)
-    room = subject.max_seq_len - n_new
-    if room < 1:
+    stops: tuple[str, ...]
+    n_new: int
+    temperature: float
+    top_p: float | None
+
+
+def wanted(options: Mapping[str, Any]) -> Wanted:
+    """A request's `generation_kwargs`. Raises ValueError for one that would be left out of account."""
+    from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+
+    left: dict[str, Any] = dict(normalize_gen_kwargs(dict(options), MAX_NEW_TOKENS))
+    stops = tuple(handle_stop_sequences(left.pop("until", None), eos=None))
+    is_drawn, n_new = bool(left.pop("do_sample", False)), int(left.pop("max_gen_toks"))
+    temperature, top_p = float(left.pop("temperature", 0.0)), left.pop("top_p", None)
+    neutral = {"num_beams": 1, "repetition_penalty": 1.0, "use_cache": True}
+    # Greedy, what is cut off the likely tokens does not matter.
+    other = {
+        k: v for k, v in left.items() if v != neutral.get(k) and (is_drawn or k not in ("top_k", "min_p"))
+    }
+    if is_drawn and not temperature:
+        other["do_sample"] = "True without a temperature"
+    if other:
         raise ValueError(
-            f"the task generates {n_new} tokens, the model takes {subject.max_seq_len} with the prompt; "
-            "use a model with a longer context"
+            f"the task generates with {', '.join(f'{k}={v}' for k, v in other.items())}; ours takes until, "
+            "max_gen_toks, do_sample, temperature and top_p: leave the task out, or change a copy of its YAML"
         )
-    tokenizer = subject.trained.tokenizer
-    ids = (tokenizer.encode(context) or [subject.first_id])[-room:]
+    return Wanted(stops, n_new, temperature if is_drawn else 0.0, top_p if is_drawn else None)
 
-    def text_of(new: Sequence[int]) -> str:
-        stop = new.index(tokenizer.eos_id) if tokenizer.eos_id in new else len(new)
-        return str(tokenizer.decode(list(new[:stop])))
 
-    def has_ended(new_BN: torch.Tensor) -> torch.Tensor:
-        text = text_of(new_BN[0].tolist())
-        return torch.tensor([any(s in text for s in until)], device=new_BN.device)
+def generated(subject: Subject, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """What follows on each context until one of the strings `until`, without it; those asked alike go together.
 
-    temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
-    device = subject.model.lm_head_weight.device
-    found = models.generate(
-        subject.model,
-        torch.tensor([ids], device=device),
-        n_new,
-        temperature=temperature,
-        top_p=options.get("top_p") if temperature else None,
-        eos_id=tokenizer.eos_id,
-        has_ended=has_ended,
-    )
-    text = text_of(found[0, len(ids) :].tolist())
-    return text[: min([text.index(s) for s in until if s and s in text], default=len(text))]
+    Raises ValueError where the new tokens leave no room for a context, before any text is generated.
+    """
+    alike: dict[Wanted, list[int]] = {}
+    for i, (_, options) in enumerate(requests):
+        alike.setdefault(wanted(options), []).append(i)
+    for how in alike:
+        if how.n_new >= subject.max_seq_len:
+            raise ValueError(
+                f"the task generates {how.n_new} tokens, the model takes {subject.max_seq_len} with the prompt; "
+                "use a model with a longer context"
+            )
+    tokenizer, texts = subject.trained.tokenizer, [""] * len(requests)
+    for how, mine in alike.items():
+        room = subject.max_seq_len - how.n_new
+        prompts = [(encoded(subject, requests[i][0]) or [subject.first_id])[-room:] for i in mine]
+        found = continuations(
+            subject.model,
+            prompts,
+            how.n_new,
+            partial(has_ended, tokenizer, how.stops),
+            Drawing(how.temperature, how.top_p, torch.initial_seed()),
+            precision=subject.precision,
+        )
+        for i, new in zip(mine, found, strict=True):
+            texts[i] = text_of(tokenizer, new, how.stops)
+    return texts
 
 
 def _is_path(name: str) -> bool:
@@ -244,18 +287,21 @@ def _needs_harness() -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without its log lines and progress bars."""
+    """Without its log lines and progress bars, with nothing of its on stdout, and its bootstraps in this process: the
+    processes it would fork have the model in them."""
     import logging
 
     logger = logging.getLogger("lm_eval")
-    before, disabled = logger.level, os.environ.get("TQDM_DISABLE")
+    names = "TQDM_DISABLE", "DISABLE_MULTIPROC"
+    level, before = logger.level, {name: os.environ.get(name) for name in names}
     logger.setLevel(logging.ERROR)
-    os.environ["TQDM_DISABLE"] = "1"
+    os.environ.update(dict.fromkeys(names, "1"))
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
-        logger.setLevel(before)
-        if disabled is None:
-            os.environ.pop("TQDM_DISABLE", None)
-        else:
-            os.environ["TQDM_DISABLE"] = disabled
+        logger.setLevel(level)
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from fabric.evaluate.subject import Subject
 
 NOTHING = -100  # a target that is not scored
+WINDOW = 1024  # tokens, where none is asked for
+MORE_BYTES = (0x80, 0x800, 0x10000)  # from each of these code points on, UTF-8 takes one byte more
 
 
 class Text(NamedTuple):
@@ -43,42 +46,49 @@ class Text(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Ids of a window, of which the last `n_scored` are predicted (the first id never is)."""
+    """Ids of a window (int64 [T + 1]), of which the last `n_scored` are predicted (the first id never is)."""
 
-    ids: list[int]
+    ids: np.ndarray
     n_scored: int
+
+
+class Size(NamedTuple):
+    """What a window's scored tokens stand for. A character, and a word, is counted where it ends or begins, once."""
+
+    n_bytes: int
+    n_chars: int
+    n_words: int
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Windows, what each of their tokens stands for on average, and their length and stride."""
+    """Windows and their sizes, and their length and stride."""
 
     windows: list[Window]
-    bytes_per_token: float
-    chars_per_token: float
-    words_per_token: float
+    sizes: list[Size]
     length: int
     stride: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextTask(Task):
-    """A text to be predicted. Settings: `window` tokens at a time (at most what the model takes), of which the last
-    `stride` are scored (None: all); `path`: a text file of the user's own, UTF-8."""
+    """A text to be predicted. Settings: `window` tokens at a time (None: 1,024, or as many as the model takes), of
+    which the last `stride` are scored (None: all); `path`: a text file of the user's own, UTF-8."""
 
     KIND: ClassVar[str] = "text"
+    REVISION: ClassVar[int] = 2
     SETTINGS: ClassVar[tuple[str, ...]] = ("window", "stride", "path")
 
     files: tuple[str, ...] = ()
     hub: tuple[str, str | None, str] | None = None
-    window: Annotated[int, Field(ge=2)] = 1024
+    window: Annotated[int, Field(ge=2)] | None = None
     stride: Annotated[int, Field(ge=1)] | None = None
     path: str | None = None
 
     def __post_init__(self) -> None:
-        if self.stride is not None and self.stride > self.window:
+        if self.stride is not None and self.stride > (self.window or WINDOW):
             raise ValueError(
-                f"stride={self.stride} is more than window={self.window}: tokens would be left out"
+                f"stride={self.stride} is more than window={self.window or WINDOW}: tokens would be left out"
             )
         if self.path is not None and self.files:
             raise ValueError("it has a text of its own; give a path to the task named text")
@@ -105,32 +115,34 @@ class TextTask(Task):
         return "".join(row.text("text") for row in rows), rows[0].where
 
     def prepare(self, items: Sequence[Text], subject: Subject) -> Prepared:
-        """The text's windows in the subject's tokens."""
+        """The text's windows in the subject's tokens. Raises TaskDataError for windows that do not fit the model."""
         (item,) = items
-        ids = subject.trained.tokenizer.encode(item.text)
+        length, stride = self._lengths(subject.max_seq_len)
+        ids, ends = subject.trained.tokenizer.encode_with_ends(item.text)
         if not ids:
             raise TaskDataError(f"{item.where}: the model's tokenizer makes no token of it")
-        length = min(self.window, subject.max_seq_len)
-        stride = min(self.stride or length, length)
-        windows = list(rolling(ids, subject.first_id, length, stride))[: item.limit]
-        n = len(ids)
-        n_words = len(re.split(r"\s+", item.text))
-        each = len(item.text.encode()) / n, len(item.text) / n, n_words / n
-        return Prepared(windows, *each, length, stride)
+        windows = list(islice(rolling(ids, subject.first_id, length, stride), item.limit))
+        return Prepared(windows, sizes_of(item.text, ends, [w.n_scored for w in windows]), length, stride)
+
+    def _lengths(self, max_seq_len: int) -> tuple[int, int]:
+        length = min(WINDOW, max_seq_len) if self.window is None else self.window
+        stride = length if self.stride is None else self.stride
+        for name, asked, most in (("window", length, max_seq_len), ("stride", stride, length)):
+            if asked > most:
+                raise TaskDataError(
+                    f"{self.name}: {name}={asked}, the model takes {max_seq_len} tokens (max_seq_len); "
+                    f"ask for at most {most}"
+                )
+        return length, stride
 
     def run(self, prepared: Prepared, subject: Subject, *, rows: int | None = None) -> Ran:
-        """Every window's {nats, n_tokens, n_bytes, n_chars, n_words}; the last three as the text's mean token has."""
+        """Every window's {nats, n_tokens, n_bytes, n_chars, n_words}."""
         p = prepared
-        nats = window_nats(subject, p.windows, rows)
         outcomes = [
-            {
-                "nats": x,
-                "n_tokens": w.n_scored,
-                "n_bytes": w.n_scored * p.bytes_per_token,
-                "n_chars": w.n_scored * p.chars_per_token,
-                "n_words": w.n_scored * p.words_per_token,
-            }
-            for x, w in zip(nats, p.windows, strict=True)
+            {"nats": nats, "n_tokens": window.n_scored, **size._asdict()}
+            for nats, window, size in zip(
+                window_nats(subject, p.windows, rows), p.windows, p.sizes, strict=True
+            )
         ]
         return Ran(outcomes, (f"windows of {p.length} tokens, stride {p.stride}",))
 
@@ -152,13 +164,36 @@ class TextTask(Task):
 
 
 def rolling(ids: Sequence[int], first_id: int, length: int, stride: int) -> Iterator[Window]:
-    """Windows that score every id once, in order: at most `length` ids go in, the first has `first_id` before it."""
+    """Windows that score every id once, in order: at most `length` ids go in, the first has `first_id` before it.
+
+    They are views of one array: overlapping ones take no memory of their own.
+    """
+    whole = np.array([first_id, *ids], np.int64)
     done = min(length, len(ids))
-    yield Window([first_id, *ids[:done]], done)
+    yield Window(whole[: done + 1], done)
     while done < len(ids):
         n = min(stride, len(ids) - done)
         done += n
-        yield Window(list(ids[done - length - 1 : done]), n)
+        yield Window(whole[done - length : done + 1], n)
+
+
+def sizes_of(text: str, ends: np.ndarray, n_tokens: Sequence[int]) -> list[Size]:
+    """What runs of tokens, one after the other, stand for; `ends`: how many characters have ended with each token.
+
+    Words are lm-evaluation-harness's: one more than there are runs of white space; a run counts where it begins. Of a
+    whole text the sums are exact, whatever its tokenizer leaves out at its end.
+    """
+    code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    n_bytes = np.concatenate([[0], np.cumsum(1 + sum((code_points >= x).astype(int) for x in MORE_BYTES))])
+    breaks = np.array([m.start() for m in re.finditer(r"\s+", text)], np.int64)
+    at = [0, *(int(ends[i - 1]) for i in accumulate(n_tokens))]
+    if sum(n_tokens) == len(ends):
+        at[-1] = len(text)
+    words = [0, *(1 + int(n) for n in np.searchsorted(breaks, at[1:]))]
+    return [
+        Size(int(n_bytes[b] - n_bytes[a]), b - a, after - before)
+        for (a, b), (before, after) in zip(pairwise(at), pairwise(words))
+    ]
 
 
 @torch.inference_mode()
@@ -174,7 +209,7 @@ def window_nats(subject: Subject, windows: Sequence[Window], rows: int | None = 
         at_once = rows or max(1, TOKENS // n_ids)
         for start in range(0, len(mine), at_once):
             batch = mine[start : start + at_once]
-            ids_BT1 = torch.tensor([windows[i].ids for i in batch], device=device)
+            ids_BT1 = torch.from_numpy(np.stack([windows[i].ids for i in batch])).to(device)
             targets_BT = ids_BT1[:, 1:].clone()
             for row, i in enumerate(batch):
                 targets_BT[row, : targets_BT.shape[1] - windows[i].n_scored] = NOTHING

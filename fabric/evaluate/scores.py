@@ -118,11 +118,12 @@ def ratio(
     if not len(pairs_N2):
         raise ValueError("a metric of no items; give at least one")
     total = pairs_N2.sum(0)
-    value = float(of(total[0] / total[1]))
-    if len(pairs_N2) == 1:
-        return Score(value, None, None, 1)
-    drawn_D2 = _sums_drawn(pairs_N2)
-    low, high = _percentiles(of(drawn_D2[:, 0] / drawn_D2[:, 1]))
+    with _infinities():
+        value = float(of(total[0] / total[1]))
+        if len(pairs_N2) == 1:
+            return Score(value, None, None, 1)
+        drawn_D2 = _sums_drawn(pairs_N2)
+        low, high = _percentiles(of(drawn_D2[:, 0] / drawn_D2[:, 1]))
     return Score(value, low, high, len(pairs_N2))
 
 
@@ -138,7 +139,8 @@ def paired_ratio(
     def difference(x: np.ndarray) -> np.ndarray:
         return of(x[..., 2] / x[..., 3]) - of(x[..., 0] / x[..., 1])
 
-    return _difference(float(difference(sums_N4.sum(0))), difference(_sums_drawn(sums_N4)), len(sums_N4))
+    with _infinities():
+        return _difference(float(difference(sums_N4.sum(0))), difference(_sums_drawn(sums_N4)), len(sums_N4))
 
 
 def bootstrapped(outcomes: Sequence[T], metric: Metric[T]) -> Score:
@@ -243,6 +245,11 @@ def _sums_drawn(values_NK: np.ndarray) -> np.ndarray:
         for done in range(0, DRAWS, at_once)
     ]
     return np.concatenate(drawn)
+
+
+def _infinities() -> np.errstate:
+    """Infinite values are values: the perplexity a word of a text without white space."""
+    return np.errstate(over="ignore", divide="ignore", invalid="ignore")
 
 
 def _guessed(chances: Sequence[float]) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 
 import fabric
 from fabric import measuring
@@ -128,6 +129,57 @@ def test_two_targets_are_compared_item_by_item(cli, trials, data, tmp_path):
     (same, _) = fabric.compare(trials[0], trials[0], ["sst2", "blimp"], data=data, out=tmp_path)
     assert (same.difference.value, same.difference.p, same.verdict) == (0.0, 1.0, "within noise")
     assert "within noise" in cli("compare", *trials, "--tasks", "sst2", "--data", data, "--out", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def yaml_file(tmp_path_factory):
+    """A task of lm-evaluation-harness on the same rows."""
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (the extra eval)")
+    folder = tmp_path_factory.mktemp("theirs")
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"t": t, "y": y}) + "\n" for t, y in ROWS))
+    body = {
+        "task": "local_rows",
+        "dataset_path": "json",
+        "dataset_kwargs": {
+            "data_files": {"test": str(folder / "rows.jsonl")},
+            "cache_dir": str(folder / "cache"),
+        },
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{t}}",
+        "doc_to_choice": ["no", "yes"],
+        "doc_to_target": "y",
+        "metric_list": [{"metric": "acc"}, {"metric": "mcc"}],
+    }
+    (folder / "task.yaml").write_text(yaml.safe_dump(body))
+    return folder / "task.yaml"
+
+
+@pytest.mark.slow
+def test_tasks_of_lm_evaluation_harness_stand_beside_ours(
+    cli, trials, data, yaml_file, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    both = ("--tasks", "sst2", "--harness", yaml_file, "--data", data, "--out", tmp_path)
+    ours, theirs = cli.json("eval", trials[0], *both, "--json")
+    assert (ours["task"], theirs["task"], theirs["n_items"]) == ("sst2", "local_rows", 6)
+    assert set(theirs["metrics"]) == set(theirs["standard_errors"]) == {"acc,none", "mcc,none"}
+    table = cli("eval", *trials, "--harness", yaml_file)
+    assert table.count("local_rows") == 4
+    assert f"{theirs['metrics']['acc,none']:.4f}" in table
+    assert "bootstrapping" not in table
+
+
+def test_what_is_wrong_with_harness_tasks_is_told_before_anything_is_measured(
+    cli, trials, data, yaml_file, tmp_path
+):
+    gone = tmp_path / "gone.yaml"
+    cli("eval", trials[0], "--tasks", "sst2", "--data", data, "--harness", gone, "--out", tmp_path, code=2)
+    assert "gone.yaml is not there" in cli.err
+    assert not (tmp_path / "evaluations").exists()
+    for other in (("--data", data), ("--workers", 2)):
+        cli("eval", trials[0], "--harness", yaml_file, *other, code=2)
+        assert "--harness takes none of them" in cli.err
 
 
 @pytest.mark.ray

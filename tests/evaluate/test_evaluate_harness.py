@@ -4,33 +4,55 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from stories_kit import STORIES, stories, stories_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import fabric
-from fabric.evaluate.harness import generated, harness_model
+from fabric.evaluate.harness import generated, harness_model, harness_tasks
 from fabric.evaluate.likelihood import likelihoods
+from fabric.evaluate.options import OptionTask
+from fabric.evaluate.rows import Table
 from fabric.evaluate.subject import Subject
 from fabric.evaluate.task import Asked
 from fabric.evaluate.tasks import task
 from fabric.trained import find_trained
-from models import ModelConfig, build, generate
+from models import ModelConfig, build
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (the extra eval)")
 
 REAL = os.environ.get("FABRIC_DATA")
-EIGHT = ("sst2", "cola", "rte", "cb", "boolq", "wic", "copa", "blimp")
+STORIES_ARE_HERE = pytest.mark.skipif(
+    not STORIES.is_dir(), reason="FABRIC_DATA names no folder with model-stories260K/"
+)
+REAL_EIGHT = ("sst2", "cola", "rte", "cb", "boolq", "wic", "copa", "blimp")
+INVENTED = Path(__file__).parent / "rows"
+INVENTED_EIGHT = ("qqp", "qnli", "mnli", "mnli_mismatched", "wsc", "multirc", "record", "blimp")
 ROWS = [
     {"text": f"It was {a} in the {b}, and", "choices": [" she left.", " nobody saw it.", " so"], "gold": i % 3}
     for i, (a, b) in enumerate((a, b) for a in ("dark", "cold", "late", "quiet", "warm") for b in
                                ("house", "yard", "road", "room", "hall", "inn", "barn", "port", "mill", "shop"))
 ]  # fmt: skip
+
+
+# The questions of its cola and mrpc.
+PROMPTED = {
+    "cola": ("\nQuestion: Does this sentence make sense?\nAnswer:", ("sentence",), ("mcc",)),
+    "mrpc": (
+        "\nQuestion: Do both sentences mean the same thing?\nAnswer:",
+        ("sentence1", "sentence2"),
+        ("acc", "f1"),
+    ),
+}
+CHOICES = " f", " s"  # an untrained model gives both answers
 
 
 @pytest.fixture(autouse=True)
@@ -39,26 +61,30 @@ def _offline(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A small Llama over bytes, as a Hugging Face folder."""
-    import models.hf  # noqa: F401
+@pytest.fixture(scope="module", params=["plain", "begun"])
+def folder(request, tmp_path_factory) -> Path:
+    """A small Llama over bytes, as a Hugging Face folder; "begun": its tokenizer puts <begin> before a text."""
     from models.hf import to_transformers
 
     where = tmp_path_factory.mktemp("model")
-    body = {"vocab_size": 257, "d_model": 32, "n_layers": 2, "max_seq_len": 192, "init": {"std": 0.3}}
+    body = {"vocab_size": 258, "d_model": 32, "n_layers": 2, "max_seq_len": 192, "init": {"std": 0.3}}
     parts = {"mixer": {"kind": "gqa", "n_heads": 4, "n_kv_heads": 2}, "ffn": {"kind": "swiglu", "d_ff": 48}}
     to_transformers(build(ModelConfig.model_validate({**body, **parts})).eval()).save_pretrained(where)
-    byte_tokenizer().save_pretrained(where)
+    byte_tokenizer(request.param == "begun").save_pretrained(where)
     return where
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
+def byte_tokenizer(begins: bool) -> PreTrainedTokenizerFast:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)} | {"<end>": 256}, []))
+    vocab = {c: i for i, c in enumerate(letters)} | {"<end>": 256, "<begin>": 257}
+    core = Tokenizer(models.BPE(vocab, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", bos_token="<end>")
+    if begins:
+        core.post_processor = processors.TemplateProcessing("<begin> $A", None, [("<begin>", 257)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<end>", bos_token="<begin>" if begins else "<end>"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,44 +94,89 @@ def subject(folder) -> Subject:
 
 @pytest.fixture(scope="module")
 def theirs(folder):
+    return its_own(folder)
+
+
+def its_own(folder: Path):
     """The harness's own model of the same folder."""
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(pretrained=str(folder), dtype="float32", batch_size=8, device="cpu")
 
 
-def items_of(name: str, n: int):
-    return task(name).load(Asked(Path(str(REAL)), n))
+@pytest.fixture(scope="module")
+def storyteller(tmp_path_factory) -> Path:
+    """stories260K as a Hugging Face folder."""
+    from models.hf import to_transformers
+
+    where = tmp_path_factory.mktemp("stories")
+    to_transformers(stories(STORIES / "stories260K.bin").eval()).save_pretrained(where)
+    stories_tokenizer(STORIES / "tok512.bin").save_pretrained(where)
+    return where
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(REAL is None, reason="no FABRIC_DATA")
-def test_our_likelihoods_are_its_own_on_real_tasks(subject, theirs):
-    """Over more than 500 pairs of eight tasks; the same guesses."""
+@pytest.fixture(scope="module")
+def invented(tmp_path_factory) -> Path:
+    """Invented rows in the releases' form, BLiMP's among them."""
+    where = tmp_path_factory.mktemp("rows") / "rows"
+    shutil.copytree(INVENTED, where)
+    (where / "blimp").mkdir()
+    words = [w for row in ROWS for w in row["text"].split()]
+    pairs = [
+        {"sentence_good": " ".join(words[i : i + 6]), "sentence_bad": " ".join(words[i : i + 6][::-1]), "UID": "a"}
+        for i in range(0, 290, 3)
+    ]  # fmt: skip
+    (where / "blimp" / "order.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    return where
+
+
+def agree_on(names, data: Path, limit: int, subject: Subject, theirs) -> int:
+    """Our likelihoods are its own, in our tasks' requests and in strings as its tasks ask; the number of pairs."""
     n_pairs = 0
-    for name in EIGHT:
+    for name in names:
         chosen = task(name)
-        items = items_of(name, 32)
+        items = chosen.load(Asked(data, limit))
         prepared = chosen.prepare(items, subject)
         requests = list(prepared.texts.values())
         ours = likelihoods(subject.model, requests)
         asked = [(("", ""), list(r.context), list(r.continuation)) for r in requests]
         its = theirs._loglikelihood_tokens(asked, disable_tqdm=True)
-        for a, (nats, is_greedy) in zip(ours, its, strict=True):
-            assert a.nats == pytest.approx(nats, abs=1e-4)
-            assert a.is_greedy == is_greedy
-        n_pairs += len(requests)
+        assert [a.nats for a in ours] == pytest.approx([nats for nats, _ in its], abs=1e-4), name
+        assert [a.is_greedy for a in ours] == [is_greedy for _, is_greedy in its]
         of = {key: nats for key, (nats, _) in zip(prepared.texts, its, strict=True)}
-        lengths = {
-            key: len(r.continuation) if chosen.score == "mean" else 1 for key, r in prepared.texts.items()
-        }
+        lengths = {k: len(r.continuation) if chosen.score == "mean" else 1 for k, r in prepared.texts.items()}
         guesses = []
         for item in items:
             scores = [of[item.prompt, o] / lengths[item.prompt, o] for o in item.options]
             guesses.append(scores.index(max(scores)))
-        outcomes = chosen.run(prepared, subject).outcomes
-        assert [o["guess"] for o in outcomes] == guesses, name
-    assert n_pairs >= 500
+        assert [o["guess"] for o in chosen.run(prepared, subject).outcomes] == guesses, name
+
+        items = items[:8]
+        strings = requests_of(dict.fromkeys((i.prompt, o) for i in items for o in i.options))
+        ours = harness_model(subject).loglikelihood(strings, disable_tqdm=True)
+        its = theirs.loglikelihood(strings, disable_tqdm=True)
+        assert [n for n, _ in ours] == pytest.approx([n for n, _ in its], abs=1e-4), name
+        assert [g for _, g in ours] == [g for _, g in its]
+        assert guesses_of(items, strings, ours) == guesses_of(items, strings, its)
+        n_pairs += len(requests)
+    return n_pairs
+
+
+def guesses_of(items, strings, found) -> list[int]:
+    of = {request.args: nats for request, (nats, _) in zip(strings, found, strict=True)}
+    return [max(range(len(i.options)), key=lambda k, i=i: of[i.prompt, i.options[k]]) for i in items]
+
+
+@pytest.mark.slow
+@STORIES_ARE_HERE
+def test_our_likelihoods_of_a_real_model_are_its_own_on_real_tasks(storyteller):
+    ours = Subject.of(find_trained(storyteller))
+    assert agree_on(REAL_EIGHT, Path(str(REAL)), 32, ours, its_own(storyteller)) >= 500
+
+
+@pytest.mark.slow
+def test_our_likelihoods_are_its_own_on_invented_rows(subject, theirs, invented):
+    assert agree_on(INVENTED_EIGHT, invented, 100, subject, theirs) >= 500
 
 
 def requests_of(pairs):
@@ -117,7 +188,7 @@ def test_strings_are_cut_into_context_and_continuation_as_it_does(subject, their
     pairs = [
         ("A cat", " sat."),
         ("A cat ", "sat."),
-        ("", "A cat sat."),
+        ("", "A dog ran."),  # "A cat sat." it would take for the first, cut elsewhere
         ("Q?\n", "Yes"),
         (long, " end"),
         ("é", "ß"),
@@ -136,16 +207,49 @@ def test_a_text_longer_than_the_model_is_rolled_over_as_it_does(subject, theirs)
 
 
 def test_text_is_generated_until_a_string_as_it_does(subject, theirs):
-    free = generate(subject.model, torch.tensor([subject.encode("A cat")]), 24, temperature=0)
-    text = subject.trained.tokenizer.decode(free[0, 5:].tolist())
-    stop = next(text[i : i + 2] for i in range(6, len(text) - 2) if text.isascii() or text[i].isascii())
-    for options in ({"until": [stop], "max_gen_toks": 24}, {"until": [""], "max_gen_toks": 8}):
-        (its,) = theirs.generate_until(
-            requests_of([("A cat", {**options, "do_sample": False})]), disable_tqdm=True
-        )
-        assert generated(subject, "A cat", options) == its
-    with pytest.raises(ValueError, match="generates 200 tokens, the model takes 192"):
-        generated(subject, "A cat", {"max_gen_toks": 200})
+    contexts = ["A cat", "A dog sat on a mat; " * 15, "A cat sat"]
+    contexts += [""] if subject.encode("a") != subject.trained.tokenizer.encode("a") else []  # else it fails
+    free = {"until": [], "max_gen_toks": 24, "do_sample": False}
+    (text, *_) = generated(subject, [(contexts[0], free)])
+    stop = next(text[i : i + 2] for i in range(6, len(text) - 2) if text[i : i + 2].isascii())
+    assert "\ufffd" not in stop
+    requests = [(c, o) for c in contexts for o in (free, {**free, "until": stop}, {"max_new_tokens": 8})]
+    requests.append((contexts[0], {**free, "until": [""]}))  # it ends at once
+    found = harness_model(subject).generate_until(requests_of(requests), disable_tqdm=True)
+    assert found == [theirs.generate_until(requests_of([r]), disable_tqdm=True)[0] for r in requests]
+    assert 6 <= len(found[1]) < len(found[0])
+    assert stop not in found[1]
+
+
+def test_texts_are_drawn_by_the_seed(subject):
+    requests = [("A cat", {"do_sample": True, "temperature": 1.0, "top_p": 0.9, "max_gen_toks": 16})] * 3
+    torch.manual_seed(1)
+    first = generated(subject, requests)
+    assert len(set(first)) == 3, "each request its own"
+    torch.manual_seed(1)
+    assert generated(subject, requests) == first
+    torch.manual_seed(2)
+    assert generated(subject, requests) != first
+    assert (
+        generated(subject, [("A cat", {"temperature": 0.0, "max_gen_toks": 4})] * 2)[0]
+        == (generated(subject, [("A cat", {"do_sample": False, "temperature": 0.7, "max_gen_toks": 4})])[0])
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_gen_toks": 200}, "generates 200 tokens, the model takes 192"),
+        ({"num_beams": 4}, "generates with num_beams=4; ours takes until"),
+        ({"do_sample": True, "temperature": 1.0, "top_k": 5}, "generates with top_k=5"),
+        ({"do_sample": True}, "do_sample=True without a temperature"),
+    ],
+)
+def test_what_cannot_be_generated_is_told(subject, options, said):
+    with pytest.raises(ValueError, match=said):
+        generated(subject, [("A cat", {"max_gen_toks": 4, **options})])
+    if "top_k" in options:
+        assert generated(subject, [("A cat", {"do_sample": False, "top_k": 5, "max_gen_toks": 4})])
 
 
 @pytest.fixture
@@ -174,28 +278,95 @@ def yaml_file(tmp_path) -> Path:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "choice.yaml").write_text(yaml.safe_dump(body))
     (tmp_path / "tasks" / "text.yaml").write_text(yaml.safe_dump(rolled))
+    for name, (question, fields, metrics) in PROMPTED.items():
+        rows = [
+            {**{f: row["text"][n:] for n, f in enumerate(fields)}, "label": row["gold"] % 2} for row in ROWS
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        asked = "\n".join(f"{{{{{f}}}}}" for f in fields) + question
+        files = {"test": str(tmp_path / f"{name}.jsonl")}
+        changed = {
+            "task": f"local_{name}",
+            "dataset_kwargs": {"data_files": files},
+            "doc_to_text": asked,
+            "doc_to_choice": list(CHOICES),
+            "doc_to_target": "label",
+            "metric_list": [{"metric": m} for m in metrics],
+        }
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump({**body, **changed}))
     return tmp_path / "tasks"
 
 
 @pytest.mark.slow
-def test_its_tasks_give_its_own_scores(folder, theirs, yaml_file):
+@pytest.mark.parametrize("folder", ["plain"], indirect=True)
+def test_its_tasks_give_its_own_scores_and_ours_give_the_same(folder, subject, theirs, yaml_file):
+    """Text metrics, and CoLA's and MRPC's of prompts in its form, on 50 rows: by it on its own model, by it on ours,
+    and by our own tasks."""
     found = {h.task: h for h in fabric.measure_with_harness([folder], [str(yaml_file)])}
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(yaml_file), include_defaults=False)
     expected = lm_eval.simple_evaluate(
-        model=theirs, tasks=["local_choice", "local_text"], task_manager=manager, bootstrap_iters=0
+        model=theirs, tasks=sorted(found), task_manager=manager, bootstrap_iters=0
     )["results"]
-    for name, metrics in {
-        "local_choice": ["acc,none"],
-        "local_text": ["word_perplexity,none", "byte_perplexity,none", "bits_per_byte,none"],
-    }.items():
+    metrics = {
+        "local_choice": ["acc"],
+        "local_text": ["word_perplexity", "byte_perplexity", "bits_per_byte"],
+        "local_cola": ["mcc"],
+        "local_mrpc": ["acc", "f1"],
+    }
+    assert set(metrics) == set(found)
+    for name, its in metrics.items():
         assert found[name].n_items == 50
-        for metric in metrics:
-            assert found[name].metrics[metric] == pytest.approx(expected[name][metric], rel=1e-6), metric
+        for metric in its:
+            assert found[name].metrics[f"{metric},none"] == pytest.approx(
+                expected[name][f"{metric},none"], rel=1e-6
+            ), metric
     assert found["local_choice"].standard_errors["acc,none"] > 0
 
+    ours = our_text_scores(subject, yaml_file.parent)
+    its = expected["local_text"]
+    for metric in ("word_perplexity", "bits_per_byte"):
+        assert ours[metric].value == pytest.approx(its[f"{metric},none"], rel=1e-6)
+    for name in PROMPTED:
+        chosen = our_prompted(name, yaml_file.parent)
+        items = chosen.load(Asked(yaml_file.parent))
+        outcomes = chosen.run(chosen.prepare(items, subject), subject).outcomes
+        assert len({o["guess"] for o in outcomes}) == 2, "both answers are given"
+        for metric, score in chosen.scores(outcomes).items():
+            its = {"matthews": "mcc", "accuracy": "acc"}.get(metric, metric)
+            if f"{its},none" in expected[f"local_{name}"]:
+                assert score.value == pytest.approx(expected[f"local_{name}"][f"{its},none"], abs=1e-6), (
+                    metric
+                )
 
+
+def our_text_scores(subject: Subject, folder: Path):
+    """Every row a text of its own, in windows of the model's length."""
+    outcomes = []
+    for i, row in enumerate(ROWS):
+        (folder / f"{i}.txt").write_text(row["text"])
+        chosen = task(f"text:path={folder / f'{i}.txt'},window={subject.max_seq_len}")
+        outcomes += chosen.run(chosen.prepare(chosen.load(Asked()), subject), subject).outcomes
+    return task("text").scores(outcomes)
+
+
+def our_prompted(name: str, folder: Path) -> OptionTask:
+    """The same prompts as a task of ours."""
+    question, fields, metrics = PROMPTED[name]
+    return OptionTask(
+        name=name,
+        about="",
+        rows=Table((f"{name}.jsonl",)),
+        prompt=lambda row: "\n".join(row.text(f) for f in fields) + question,
+        options=lambda row: CHOICES,
+        answer=lambda row: row.one_of("label", {"0": 0, "1": 1}),
+        score="sum",
+        metrics=("matthews",) if metrics == ("mcc",) else ("accuracy", "f1"),
+    )
+
+
+@pytest.mark.parametrize("folder", ["plain"], indirect=True)
 def test_mistakes_are_told(folder, tmp_path):
     with pytest.raises(ValueError, match="nothing/here is not there"):
         fabric.measure_with_harness([folder], ["nothing/here"])
@@ -222,6 +393,12 @@ def test_mistakes_are_told(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_unknown_name_is_told_with_the_nearest(folder):
+def test_an_unknown_name_is_told_with_the_nearest():
     with pytest.raises(ValueError, match="has no task 'hellaswga'; did you mean 'hellaswag'"):
-        fabric.measure_with_harness([folder], ["hellaswga"])
+        harness_tasks(["hellaswga"])
+
+
+def test_without_the_harness_what_to_install_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)  # as Python has it for a module that cannot be imported
+    with pytest.raises(ValueError, match=r"not installed: pip install 'experiment-fabric\[eval\]'"):
+        harness_tasks(["piqa"])

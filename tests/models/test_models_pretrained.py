@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import struct
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from stories_kit import STORIES, pieces, stories
 
 from fabric.data.smollm2 import GGUF_NAME
 from kernels.folders import default_cache_root
-from models import ModelConfig, generate
-from models.decoder import uninitialised
-
-STORIES = Path(os.environ.get("FABRIC_DATA", "absent")) / "model-stories260K"
+from models import generate
 
 
 def smollm2() -> Path | None:
@@ -64,46 +60,5 @@ def test_a_tiny_storyteller_tells_its_story_and_is_the_same_after_a_trip_through
 def told(model, n_tokens: int) -> str:
     """What it writes greedily, from the beginning of a text."""
     ids = generate(model, torch.tensor([[1]]), n_tokens, temperature=0)[0, 1:].tolist()
-    data = (STORIES / "tok512.bin").read_bytes()
-    pieces, at = [], 4
-    while at < len(data):
-        _, n_bytes = struct.unpack_from("<fi", data, at)
-        pieces.append(data[at + 8 : at + 8 + n_bytes])
-        at += 8 + n_bytes
-    return b"".join(pieces[i] for i in ids).decode().strip()
-
-
-def stories(path: Path):
-    """stories260K (karpathy/tinyllamas, MIT) from llama2.c's first format, as our model."""
-    d, d_ff, n_layers, n_heads, n_kv, vocab, length = struct.unpack("<7i", path.read_bytes()[:28])
-    mixer = {"kind": "gqa", "n_heads": n_heads, "n_kv_heads": n_kv}
-    config = ModelConfig.model_validate(
-        {
-            "vocab_size": vocab,
-            "d_model": d,
-            "n_layers": n_layers,
-            "max_seq_len": length,
-            "mixer": mixer,
-            "ffn": {"kind": "swiglu", "d_ff": d_ff},
-        }
-    )
-    numbers = torch.from_numpy(np.fromfile(path, "<f4", offset=28))
-    model, at = uninitialised(config), 0
-    width_kv = d // n_heads * n_kv
-    per_layer = (
-        ("mixer_norm_in", (d,)), ("mixer.q", (d, d)), ("mixer.k", (width_kv, d)), ("mixer.v", (width_kv, d)),
-        ("mixer.o", (d, d)), ("ffn_norm_in", (d,)), ("ffn.gate", (d_ff, d)), ("ffn.down", (d, d_ff)),
-        ("ffn.up", (d_ff, d)),
-    )  # fmt: skip
-    wanted = [("embed.weight", (vocab, d))]
-    wanted += [(f"layers.{i}.{name}.weight", shape) for name, shape in per_layer for i in range(n_layers)]
-    wanted += [("final_norm.weight", (d,))]
-    weights = {}
-    for name, shape in wanted:
-        tensor = numbers[at : at + int(np.prod(shape))].reshape(shape)
-        at += tensor.numel()
-        if name.endswith(("mixer.q.weight", "mixer.k.weight")):  # neighbouring pairs there, halves here
-            tensor = tensor.view(-1, d // n_heads // 2, 2, d).transpose(1, 2).reshape(shape)
-        weights[name] = tensor.clone()
-    model.load_state_dict(weights)
-    return model
+    of = pieces(STORIES / "tok512.bin")
+    return b"".join(of[i][1] for i in ids).decode().strip()
