@@ -17,7 +17,7 @@ from pydantic import Field
 
 from fabric.evaluate.likelihood import ROWS, Request, fitted, likelihoods
 from fabric.evaluate.measures import Confusion, MeanOfShares, Measure, Share, WholeGroups
-from fabric.evaluate.rows import Row, Table, TaskDataError, read_table
+from fabric.data.rows import Row, Table, TaskDataError, read_table
 from fabric.evaluate.task import Asked, Outcome, Ran, Task
 
 if TYPE_CHECKING:

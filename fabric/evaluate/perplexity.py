@@ -23,7 +23,7 @@ from pydantic import Field
 
 from fabric.evaluate.likelihood import TOKENS
 from fabric.evaluate.measures import Measure, Ratio
-from fabric.evaluate.rows import Table, TaskDataError, read_table
+from fabric.data.rows import Table, TaskDataError, read_table
 from fabric.evaluate.task import Asked, Ran, Task
 from fabric.paths import real_path
 from fabric.train.loss import nll_per_token

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from fabric.evaluate.measures import Measure, Ratio, Whole
-from fabric.evaluate.rows import TaskDataError
+from fabric.data.rows import TaskDataError
 from fabric.evaluate.samples import ngrams
 from fabric.evaluate.task import Asked, Outcome, Ran, Task
 

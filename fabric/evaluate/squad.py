@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fabric.evaluate.rows import Row, TaskDataError
+from fabric.data.rows import Row, TaskDataError
 
 
 @dataclass(frozen=True)

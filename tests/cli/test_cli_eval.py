@@ -9,7 +9,7 @@ import yaml
 
 import fabric
 from fabric import measuring
-from fabric.evaluate.rows import TaskDataError
+from fabric.data.rows import TaskDataError
 from fabric.results import status
 
 ROWS = [

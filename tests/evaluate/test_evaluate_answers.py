@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric.evaluate.answers import exact, f1, normalised
-from fabric.evaluate.rows import TaskDataError
+from fabric.data.rows import TaskDataError
 from fabric.evaluate.squad import read_squad
 
 REAL = os.environ.get("FABRIC_DATA")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.evaluate.rows import TaskDataError
+from fabric.data.rows import TaskDataError
 from fabric.evaluate.task import Asked
 from fabric.evaluate.tasks import task
 

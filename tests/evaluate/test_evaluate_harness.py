@@ -20,7 +20,7 @@ import fabric
 from fabric.evaluate.harness import generated, harness_model, harness_tasks
 from fabric.evaluate.likelihood import likelihoods
 from fabric.evaluate.options import OptionTask
-from fabric.evaluate.rows import Table
+from fabric.data.rows import Table
 from fabric.evaluate.subject import Subject
 from fabric.evaluate.task import Asked
 from fabric.evaluate.tasks import task

@@ -19,7 +19,7 @@ from sklearn.metrics import confusion_matrix, f1_score, matthews_corrcoef
 
 from fabric.data.tokenizer import ByteTokenizer
 from fabric.evaluate.options import METRICS, OptionTask, is_right
-from fabric.evaluate.rows import TaskDataError, read_table
+from fabric.data.rows import TaskDataError, read_table
 from fabric.evaluate.scores import of_confusion
 from fabric.evaluate.subject import Subject
 from fabric.evaluate.task import Asked

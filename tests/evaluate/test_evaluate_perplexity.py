@@ -16,7 +16,7 @@ from stories_kit import STORIES, stories, stories_tokenizer
 
 from fabric.data.tokenizer import ByteTokenizer, JsonTokenizer
 from fabric.evaluate.perplexity import rolling, sizes_of
-from fabric.evaluate.rows import TaskDataError
+from fabric.data.rows import TaskDataError
 from fabric.evaluate.subject import Subject
 from fabric.evaluate.task import Asked
 from fabric.evaluate.tasks import task

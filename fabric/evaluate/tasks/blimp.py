@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fabric.evaluate.options import OptionTask
-from fabric.evaluate.rows import Table
+from fabric.data.rows import Table
 
 TASKS = (
     OptionTask(

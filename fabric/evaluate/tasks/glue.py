@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fabric.evaluate.options import OptionTask
-from fabric.evaluate.rows import Table
+from fabric.data.rows import Table
 
 COLA = ("source", "label", "mark", "sentence")
 ENTAILED = {"entailment": 0, "not_entailment": 1, "0": 0, "1": 1}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric.evaluate.generation import GenerationTask, Metric
-from fabric.evaluate.rows import Row, Table
+from fabric.data.rows import Row, Table
 
 ROWS = Table(("gsm8k/test.jsonl",), hub=("openai/gsm8k", "main", "test"))
 EXAMPLES = Table(("gsm8k/train.jsonl",), hub=("openai/gsm8k", "main", "train"))

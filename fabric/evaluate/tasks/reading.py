@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fabric.evaluate.answers import exact, f1
 from fabric.evaluate.generation import GenerationTask, Metric
-from fabric.evaluate.rows import Row, Table, read_table
+from fabric.data.rows import Row, Table, read_table
 from fabric.evaluate.squad import read_squad
 from fabric.evaluate.task import Asked
 from fabric.paths import real_path
