@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from fabric.evaluate.measures import Mean, Measure, Share
 from fabric.data.rows import Row, Table, TaskDataError, read_table
+from fabric.evaluate.measures import Mean, Measure, Share
 from fabric.evaluate.task import Asked, Outcome, Ran, Task
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from fabric.data.rows import Row, Table, TaskDataError, read_table
 from fabric.evaluate.likelihood import ROWS, Request, fitted, likelihoods
 from fabric.evaluate.measures import Confusion, MeanOfShares, Measure, Share, WholeGroups
-from fabric.data.rows import Row, Table, TaskDataError, read_table
 from fabric.evaluate.task import Asked, Outcome, Ran, Task
 
 if TYPE_CHECKING:

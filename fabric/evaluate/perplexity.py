@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from fabric.data.rows import Table, TaskDataError, read_table
 from fabric.evaluate.likelihood import TOKENS
 from fabric.evaluate.measures import Measure, Ratio
-from fabric.data.rows import Table, TaskDataError, read_table
 from fabric.evaluate.task import Asked, Ran, Task
 from fabric.paths import real_path
 from fabric.train.loss import nll_per_token

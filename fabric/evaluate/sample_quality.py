@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from fabric.evaluate.measures import Measure, Ratio, Whole
 from fabric.data.rows import TaskDataError
+from fabric.evaluate.measures import Measure, Ratio, Whole
 from fabric.evaluate.samples import ngrams
 from fabric.evaluate.task import Asked, Outcome, Ran, Task
 

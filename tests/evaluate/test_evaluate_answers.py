@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fabric.evaluate.answers import exact, f1, normalised
 from fabric.data.rows import TaskDataError
+from fabric.evaluate.answers import exact, f1, normalised
 from fabric.evaluate.squad import read_squad
 
 REAL = os.environ.get("FABRIC_DATA")

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import models
+from fabric.data.rows import Table, TaskDataError
 from fabric.data.tokenizer import ByteTokenizer
 from fabric.evaluate.answers import exact, f1
 from fabric.evaluate.decoding import Drawing, continuations
 from fabric.evaluate.generation import GenerationTask, Metric, cut, has_ended, text_of
-from fabric.data.rows import Table, TaskDataError
 from fabric.evaluate.subject import Subject
 from fabric.evaluate.task import Asked
 

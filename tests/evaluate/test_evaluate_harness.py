@@ -17,10 +17,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import fabric
+from fabric.data.rows import Table
 from fabric.evaluate.harness import generated, harness_model, harness_tasks
 from fabric.evaluate.likelihood import likelihoods
 from fabric.evaluate.options import OptionTask
-from fabric.data.rows import Table
 from fabric.evaluate.subject import Subject
 from fabric.evaluate.task import Asked
 from fabric.evaluate.tasks import task

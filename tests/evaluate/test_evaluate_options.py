@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, matthews_corrcoef
 
+from fabric.data.rows import TaskDataError, read_table
 from fabric.data.tokenizer import ByteTokenizer
 from fabric.evaluate.options import METRICS, OptionTask, is_right
-from fabric.data.rows import TaskDataError, read_table
 from fabric.evaluate.scores import of_confusion
 from fabric.evaluate.subject import Subject
 from fabric.evaluate.task import Asked

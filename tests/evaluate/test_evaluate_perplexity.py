@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stories_kit import STORIES, stories, stories_tokenizer
 
+from fabric.data.rows import TaskDataError
 from fabric.data.tokenizer import ByteTokenizer, JsonTokenizer
 from fabric.evaluate.perplexity import rolling, sizes_of
-from fabric.data.rows import TaskDataError
 from fabric.evaluate.subject import Subject
 from fabric.evaluate.task import Asked
 from fabric.evaluate.tasks import task

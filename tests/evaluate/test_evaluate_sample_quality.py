@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fabric.data.tokenizer import ByteTokenizer
 from fabric.data.rows import TaskDataError
+from fabric.data.tokenizer import ByteTokenizer
 from fabric.evaluate.samples import diversity
 from fabric.evaluate.subject import Subject
 from fabric.evaluate.task import Asked

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fabric.evaluate.options import OptionTask
 from fabric.data.rows import Table
+from fabric.evaluate.options import OptionTask
 
 TASKS = (
     OptionTask(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fabric.evaluate.options import OptionTask
 from fabric.data.rows import Table
+from fabric.evaluate.options import OptionTask
 
 COLA = ("source", "label", "mark", "sentence")
 ENTAILED = {"entailment": 0, "not_entailment": 1, "0": 0, "1": 1}

@@ -12,8 +12,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from fabric.evaluate.generation import GenerationTask, Metric
 from fabric.data.rows import Row, Table
+from fabric.evaluate.generation import GenerationTask, Metric
 
 ROWS = Table(("gsm8k/test.jsonl",), hub=("openai/gsm8k", "main", "test"))
 EXAMPLES = Table(("gsm8k/train.jsonl",), hub=("openai/gsm8k", "main", "train"))

@@ -5,9 +5,9 @@ DROP's own F1 (Dua et al. 2019, arXiv 1903.00161) aligns spans and numbers; this
 
 from __future__ import annotations
 
+from fabric.data.rows import Row, Table, read_table
 from fabric.evaluate.answers import exact, f1
 from fabric.evaluate.generation import GenerationTask, Metric
-from fabric.data.rows import Row, Table, read_table
 from fabric.evaluate.squad import read_squad
 from fabric.evaluate.task import Asked
 from fabric.paths import real_path

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from fabric.evaluate.options import OptionTask
 from fabric.data.rows import Row, Table, TaskDataError
+from fabric.evaluate.options import OptionTask
 
 ENTAILED_OR_NEITHER = {"entailment": 0, "contradiction": 1, "neutral": 2, "0": 0, "1": 1, "2": 2}
 NO_YES = {"False": 0, "True": 1, "0": 0, "1": 1}
