@@ -79,7 +79,7 @@ def _compared(
     a, b = (measured.scores[metric].value for measured in pair)
     relative = difference.value / abs(a) if a else None
     p = difference.p if p_holm is None else p_holm
-    better = task_of(pair[0].task).measures[metric].better
+    better = task_of(pair[0].task).measures_of(pair[0].outcomes)[metric].better
     verdict: Verdict = "within noise"
     if p < ALPHA and difference.value:
         went_up = difference.value > 0

@@ -14,7 +14,7 @@ from typing import Any
 from fabric.data.disk import beside
 from fabric.paths import real_path
 from fabric.store import Url, local
-from fabric.trained import Trained, load_trained
+from fabric.trained import Trained, find_trained
 from kernels.folders import at_home
 
 # Below it, logits over temperature leave fp32's range; long before, the text is the greedy one.
@@ -54,7 +54,8 @@ def generate(
             f"temperature={temperature}: allowed are 0 (greedy), and {LEAST_TEMPERATURE} or more"
         )
     _check_text(prompt)
-    trained = load_trained(target)
+    trained = find_trained(target)
+    trained.check_language_model()
     ids = trained.prompt_ids(prompt)
     _check_room(len(ids), tokens, trained.model.config.max_seq_len)
     with torch.inference_mode():
@@ -104,11 +105,17 @@ def export(target: str | Path | Url, out: str | Path) -> Path:
     all; an earlier export there is replaced. Returns the folder. Raises ValueError for a target that is no trained
     model, an encoder that is no BERT, and an `out` that is no folder, holds anything else, or lies in a job's records.
     """
+    import models
     from fabric.model_card import model_card
     from models.hf import to_transformers
 
     folder = _target_folder(out)
-    trained = load_trained(target)
+    trained = find_trained(target)
+    if isinstance(trained.model, models.Readout):
+        raise ValueError(
+            f"{target} answers by a readout ({trained.trial.spec.train.objective.kind}), for which the field's formats "
+            "have no class; `fabric eval --tasks examples` asks it"
+        )
     is_causal = trained.model.config.causal
     converted: Any = to_transformers(trained.model if is_causal else trained.model.encoder)
     eos_id = trained.tokenizer.eos_id

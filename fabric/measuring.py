@@ -179,12 +179,14 @@ def _measured(
     subject = subject or subject_of(target, asked.precision)
     places = _places(asked, loaded, subject)
     known = [None if place is None else kept.find(place) for place in places]
+    for task, _ in loaded:
+        task.check(subject)
     prepared = [
         None if result else task.prepare(items, subject)
         for (task, items), result in zip(loaded, known, strict=True)
     ]
     if None in known:
-        assert subject.model is not None  # reads the weights, which no task's time should hold
+        assert subject.trained.model is not None  # reads the weights, which no task's time should hold
     found = []
     for (task, items), place, result, ready in zip(loaded, places, known, prepared, strict=True):
         was_kept = result is not None
@@ -201,7 +203,15 @@ def _measured(
         scores = task.scores(ran.outcomes)
         found.append(
             Measured(
-                target, task.label, scores, len(items), ran.remarks, seconds, ran.outcomes, place, was_kept
+                target,
+                task.label,
+                scores,
+                len(ran.outcomes),
+                ran.remarks,
+                seconds,
+                ran.outcomes,
+                place,
+                was_kept,
             )
         )
     return found

@@ -27,6 +27,10 @@ class Trial:
     record: TrialRecord
     spec: TrialSpec
 
+    def cache(self) -> Any:
+        """Its token cache, or that of its examples; one that is gone is built again."""
+        return _token_cache(self.store, self.spec)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -46,6 +50,28 @@ class Trained:
     def model(self) -> CausalLM:
         """In eval mode, on the CPU. Raises ValueError where its weights cannot be read."""
         return self.read().eval()
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether it is a causal language model, known without its weights."""
+        readout = self.trial is not None and not self.trial.spec.train.objective.KEEPS_LM_HEAD
+        return self.config.causal and not readout
+
+    def check_language_model(self) -> None:
+        """Raise ValueError where it is none."""
+        if self.is_language_model:
+            return
+        spec = None if self.trial is None else self.trial.spec
+        kind = "an encoder" if spec is None else f"objective {spec.train.objective.kind}"
+        hint = (
+            ""
+            if spec is None or spec.data.examples is None
+            else "; `fabric eval --tasks examples` asks it what it was trained to answer"
+        )
+        raise ValueError(
+            f"{self.source} is no causal language model ({kind}): it neither continues a text nor tells how likely one "
+            f"is{hint}"
+        )
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The ids a continuation starts from, at least one."""
@@ -141,16 +167,26 @@ def load_trial_model(path: Path) -> CausalLM:
         raise ValueError(
             f"trial {record.id} is not finished: its weights would still change; run its sweep first"
         )
-    return _last_weights(record)[1]
+    spec, model = _last_weights(record)
+    if not spec.train.objective.KEEPS_LM_HEAD:
+        raise ValueError(
+            f"trial {record.id} was trained to answer (objective {spec.train.objective.kind}), and its weights are no "
+            "language model's; start from what it started from"
+        )
+    return model
 
 
 def _last_weights(record: TrialRecord) -> tuple[TrialSpec, CausalLM]:
     from fabric.train.checkpoint import load_model, newest_checkpoint
+    from models.lora import merge_lora
 
     spec, found = _spec_of(record), newest_checkpoint(record)
     if spec is None or found is None:
         raise ValueError(_NO_CHECKPOINT.format(record.id))
-    return spec, load_model(spec, found[1])
+    model = load_model(spec, found[1])
+    if spec.train.lora is not None:
+        merge_lora(model)
+    return spec, model
 
 
 def _spec_of(record: TrialRecord) -> TrialSpec | None:

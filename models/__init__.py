@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from models.heads import MaskedLM, SequenceClassifier
     from models.hf import from_hf, to_hf
     from models.presets import PRESETS, preset
+    from models.readout import Readout
     from models.sampling import generate
 
 _HOME = {
@@ -28,6 +29,7 @@ _HOME = {
     "EncoderOutput": "encoder",
     "SequenceClassifier": "heads",
     "MaskedLM": "heads",
+    "Readout": "readout",
     "Cache": "cache",
     "PRESETS": "presets",
     "preset": "presets",
@@ -50,6 +52,7 @@ __all__ = [  # noqa: RUF022 (in the order of use)
     "EncoderOutput",
     "SequenceClassifier",
     "MaskedLM",
+    "Readout",
     "Cache",
     "PRESETS",
     "preset",

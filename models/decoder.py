@@ -139,10 +139,14 @@ def draw(
             "short_conv.weight"
         ):  # torch's own convolutions' deviation, whatever the matrices' is
             scale = (3 * parameter.shape[0]) ** -0.5
-        drawn = torch.empty(parameter.shape, dtype=torch.float32).normal_(
-            0.0, scale, generator=_generator(seed, name)
-        )
-        parameter.copy_(drawn)
+        draw_by_name(parameter, seed, name, scale)
+
+
+@torch.no_grad()
+def draw_by_name(parameter: Tensor, seed: int, name: str, std: float) -> None:
+    """Normal values of deviation `std`, a function of (seed, name, shape) alone, in place."""
+    drawn = torch.empty(parameter.shape, dtype=torch.float32)
+    parameter.copy_(drawn.normal_(0.0, std, generator=_generator(seed, name)))
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

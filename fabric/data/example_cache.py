@@ -1,12 +1,15 @@
 """The cache of labelled examples: every split as whole rows, with a manifest that says what they must be.
 
-    <cache_root>/tokens/<key>/   manifest.json {train,validation,test}.rows.bin [tokenizer.json token_bytes.npy]
+    <cache_root>/tokens/<key>/   manifest.json {train,validation,test}.rows.bin
+                                 [{validation,test}.items.json tokenizer.json token_bytes.npy]
 
-A split's file is int32 [N, 2, T]: ids (-1: padding on the right) and targets (-100: nothing is asked).
+A split's rows are int32 [N, 2, T]: ids (-1: padding on the right) and targets (-100: nothing is asked); its items, one
+a row, are what its answers are judged by where the targets do not say it all.
 """
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,6 +71,16 @@ class ExampleCache(TokenCache):
             self._streams[split] = np.asarray(mapped)
         return self._streams[split][wanted].astype(np.int64)
 
+    def items(self, split: str) -> list[dict[str, Any]] | None:
+        """What the answers to each row are judged by; None where targets say it all."""
+        path = self.path / f"{split}.items.json"
+        found: list[dict[str, Any]] | None = json.loads(path.read_bytes()) if path.is_file() else None
+        return found
+
+    def remarks(self, split: str) -> tuple[str, ...]:
+        """What a reader of a split's scores must know of its rows."""
+        return tuple(self.manifest["splits"][split].get("remarks", ()))
+
     def n_bytes(self, split: str, tokens: Any) -> float:
         """0: what examples hold is no text of a length."""
         return 0.0
@@ -103,11 +116,7 @@ class ExampleBuild(Preparation):
         splits = {}
         for number, split in enumerate(SPLITS):
             self.progress("examples", number / len(SPLITS))
-            ids_NT, targets_NT = examples.build(split, self.config.seq_len, tokenizer)
-            _check(ids_NT, targets_NT, n_ids, f"{examples.kind}: {split}")
-            rows = np.stack((ids_NT, targets_NT), axis=1).astype("<i4")
-            write_atomic(self.temp / f"{split}.rows.bin", rows.tobytes())
-            splits[split] = {"n_examples": len(rows), "n_asked": int((targets_NT != UNASKED).sum())}
+            splits[split] = self._split(split, examples, tokenizer, n_ids)
         self.progress("examples", 1.0)
         files = sorted(f for f in self.temp.iterdir() if f.is_file() and f.name != WORK)
         manifest = {
@@ -123,6 +132,21 @@ class ExampleBuild(Preparation):
         }
         write_atomic(self.temp / "manifest.json", canonical_json(manifest).encode())
 
+    def _split(
+        self, split: str, examples: ExamplesConfig, tokenizer: Tokenizer | None, n_ids: int
+    ) -> dict[str, Any]:
+        built = examples.built(split, self.config.seq_len, tokenizer)
+        _check(
+            built.ids_NT, built.targets_NT, n_ids, f"{examples.kind}: {split}", examples.n_answers or n_ids
+        )
+        rows = np.stack((built.ids_NT, built.targets_NT), axis=1).astype("<i4")
+        write_atomic(self.temp / f"{split}.rows.bin", rows.tobytes())
+        if built.items is not None and split != "train":
+            assert len(built.items) == len(rows), "one item a row"
+            write_atomic(self.temp / f"{split}.items.json", canonical_json(list(built.items)).encode())
+        about: dict[str, Any] = {"n_examples": len(rows), "n_asked": int((built.targets_NT != UNASKED).sum())}
+        return about | ({"remarks": list(built.remarks)} if built.remarks else {})
+
     def _tokenizer(self, examples: ExamplesConfig) -> Tokenizer:
         tokenizer = self.config.tokenizer.build(examples.texts, self.root)
         write_atomic(self.temp / "tokenizer.json", tokenizer.json.encode())
@@ -134,8 +158,10 @@ class ExampleBuild(Preparation):
         return {"identity": self.config.tokenizer.identity(self.root), "sha256": tokenizer.sha256, **eos}
 
 
-def _check(ids_NT: np.ndarray, targets_NT: np.ndarray, n_ids: int, what: str) -> None:
-    """Raise ValueError for rows that are no labelled examples of `n_ids` ids."""
+def _check(
+    ids_NT: np.ndarray, targets_NT: np.ndarray, n_ids: int, what: str, n_answers: int | None = None
+) -> None:
+    """Raise ValueError for rows that are no labelled examples of `n_ids` ids, and as many answers unless said."""
     if ids_NT.ndim != 2 or ids_NT.shape != targets_NT.shape or not len(ids_NT):
         raise ValueError(
             f"examples {what}: ids {ids_NT.shape} and targets {targets_NT.shape} are not rows of one shape"
@@ -146,7 +172,8 @@ def _check(ids_NT: np.ndarray, targets_NT: np.ndarray, n_ids: int, what: str) ->
     if ((ids_NT < PADDING) | (ids_NT >= n_ids)).any():
         raise ValueError(f"examples {what}: ids from {ids_NT.min()} to {ids_NT.max()}; there are {n_ids}")
     asked = targets_NT != UNASKED
-    if (asked & ((targets_NT < 0) | (targets_NT >= n_ids) | padded)).any():
-        raise ValueError(f"examples {what}: a target is no id below {n_ids}, or is asked of padding")
+    most = n_ids if n_answers is None else n_answers
+    if (asked & ((targets_NT < 0) | (targets_NT >= most) | padded)).any():
+        raise ValueError(f"examples {what}: a target is no number below {most}, or is asked of padding")
     if not asked.any(axis=1).all():
         raise ValueError(f"examples {what}: row {int(np.argmin(asked.any(axis=1)))} asks nothing")

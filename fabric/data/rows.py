@@ -95,6 +95,11 @@ class Row:
         return found
 
 
+def file_of(table: Table, folder: Path) -> Path | None:
+    """The first of a table's files that a folder holds."""
+    return next((path for name in table.files if (path := real_path(folder / name)).exists()), None)
+
+
 def read_table(table: Table, folder: Path | None) -> list[Row]:
     """The rows of a table: from the first of its files that `folder` holds, else from the hub.
 

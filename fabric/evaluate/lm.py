@@ -16,6 +16,7 @@ from fabric.train.group import ALONE, Group
 from fabric.train.objectives.answers import Answers
 from fabric.train.objectives.base import ObjectiveConfig
 from fabric.train.objectives.next_token import NextToken
+from fabric.train.objectives.readout import ReadoutObjective
 from fabric.train.step import autocast
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _judged(
     objective: ObjectiveConfig, model: Any, ids_BT: torch.Tensor, targets_BT: torch.Tensor
 ) -> tuple[float, np.ndarray]:
     """Summed nats of some rows; of labelled ones also right and asked positions, and rows all right (else zeros)."""
-    if not isinstance(objective, Answers):
+    if not isinstance(objective, Answers | ReadoutObjective):
         return float(objective.nll(model, ids_BT, targets_BT).double().sum()), np.zeros(3, np.int64)
     rows = objective.judged(model, ids_BT, targets_BT)
     exact_B = rows.n_right_B == rows.n_asked_B

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from fabric.data.rows import Row, Table, TaskDataError, read_table
+from fabric.evaluate.classes import METRICS
 from fabric.evaluate.likelihood import ROWS, Request, fitted, likelihoods
 from fabric.evaluate.measures import Confusion, MeanOfShares, Measure, Share, WholeGroups
 from fabric.evaluate.task import Asked, Outcome, Ran, Task
@@ -189,26 +189,3 @@ def _fitted(request: Request, subject: Subject, where: str) -> Request:
         return fitted(request, subject.max_seq_len)
     except ValueError as error:
         raise TaskDataError(f"{where}: {error}") from None
-
-
-def _matthews(counts: np.ndarray) -> np.ndarray:
-    """The correlation of answers and guesses (Gorodkin 2004, for any number of classes); 0 for a constant guess."""
-    n, right = counts.sum((-2, -1)), counts.trace(axis1=-2, axis2=-1)
-    answers, guesses = counts.sum(-1), counts.sum(-2)
-    covariance = right * n - (answers * guesses).sum(-1)
-    spread = np.sqrt((n**2 - (answers**2).sum(-1)).astype(float) * (n**2 - (guesses**2).sum(-1)))
-    return np.divide(covariance, spread, out=np.zeros_like(spread), where=spread > 0)
-
-
-def _f1_each(counts: np.ndarray) -> np.ndarray:
-    """F1 of every class; 0 where it is neither an answer nor a guess."""
-    right = np.diagonal(counts, axis1=-2, axis2=-1)
-    either = (counts.sum(-1) + counts.sum(-2)).astype(float)
-    return np.divide(2 * right, either, out=np.zeros_like(either), where=either > 0)
-
-
-METRICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "matthews": _matthews,
-    "f1": lambda counts: _f1_each(counts)[..., 1],
-    "f1_macro": lambda counts: _f1_each(counts).mean(-1),
-}

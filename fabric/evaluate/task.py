@@ -58,6 +58,10 @@ class Task(ABC):
     name: str
     about: str
 
+    def check(self, subject: Subject) -> None:
+        """Raise ValueError for a target that cannot be asked: most tasks ask a causal language model."""
+        subject.trained.check_language_model()
+
     @abstractmethod
     def load(self, asked: Asked) -> Sequence[Any]:
         """The items, read before any model. Raises TaskDataError (missing, not as it should be), ValueError."""
@@ -79,13 +83,17 @@ class Task(ABC):
     def measures(self) -> Mapping[str, Measure]:
         """The metrics by name, the headline first."""
 
+    def measures_of(self, outcomes: Sequence[Outcome]) -> Mapping[str, Measure]:
+        """The metrics of some outcomes, the headline first."""
+        return self.measures
+
     def scores(self, outcomes: Sequence[Outcome]) -> dict[str, Score]:
         """Every metric of the outcomes, with interval and level of guessing."""
-        return {name: measure.score(outcomes) for name, measure in self.measures.items()}
+        return {name: measure.score(outcomes) for name, measure in self.measures_of(outcomes).items()}
 
     def differences(self, a: Sequence[Outcome], b: Sequence[Outcome]) -> dict[str, Difference]:
         """B minus A in every metric, paired by item."""
-        return {name: measure.difference(a, b) for name, measure in self.measures.items()}
+        return {name: measure.difference(a, b) for name, measure in self.measures_of(a).items()}
 
     # ---- settings
 

@@ -96,13 +96,14 @@ class Job:
         else:
             model = _started_model(base, data, start, objective)
         try:
-            objective.check_data(data)
+            objective = objective.for_data(data)
         except ValueError as error:
             named = ("train", "objective") if base.has(("train", "objective")) else ("data", "examples")
             raise explain(base, named, str(error), ("base",)) from None
         evaluate = _measurable(evaluate, objective, base)
         _check_lengths(base, model.max_seq_len, data.seq_len, evaluate)
-        train = section.train
+        train = section.train.model_copy(update={"objective": objective})
+        _check_lora(base, train, model, start)
         auto = tuple(name for name in ("precision", "compile") if getattr(train, name) == "auto")
         if auto:
             from fabric.planning.machine_speed import resolved
@@ -243,6 +244,25 @@ def _measurable(evaluate: EvaluateConfig, objective: ObjectiveConfig, base: Docu
             raise explain(base, ("evaluate", name), why, ("base",))
     off = {"recall": False, "samples": None, **({"lengths": ()} if labelled else {})}
     return evaluate.model_copy(update=off)
+
+
+def _check_lora(base: Document, train: TrainConfig, model: ModelConfig, start: Start | None) -> None:
+    """Raise JobError for an adaptation of nothing, or of matrices that are not there."""
+    if train.lora is None:
+        return
+    if start is None:
+        message = (
+            "adapts weights that exist, and the model's are drawn; name some (model.from), or leave lora out"
+        )
+        raise explain(base, ("train", "lora"), message, ("base",))
+    from models.decoder import uninitialised  # with torch
+    from models.lora import adaptable
+
+    known = adaptable(uninitialised(model, "meta"))
+    for i, name in enumerate(train.lora.targets):
+        if name not in known:
+            message = f"no matrix of the model is called {name!r} (allowed: {', '.join(known)}){_close(name, known)}"
+            raise explain(base, ("train", "lora", "targets", i), message, ("base",))
 
 
 def _with_paths(data: DataConfig, folder: Path, base: Document) -> DataConfig:

@@ -60,7 +60,9 @@ def peak_memory_bytes(spec: TrialSpec) -> int:
     weights), and the activations of one micro-batch.
     """
     train = spec.train
-    state = n_params(spec.model) * (8 + train.optimizer.STATE_BYTES_PER_PARAM)
+    n = n_params(spec.model)
+    # Of an adapted model next to nothing has gradients, and a state.
+    state = n * (4 if train.lora else 8 + train.optimizer.STATE_BYTES_PER_PARAM)
     share = train.batch_size // spec.ranks.most
     micro_batch = min(train.micro_batch_size or share, share)
     seq_len = spec.data.seq_len
@@ -98,7 +100,8 @@ def live_activation_bytes(
 
 def checkpoint_bytes(spec: TrialSpec) -> int:
     """Bytes of one checkpoint: fp32 weights, the optimizer's state, and the history of the loop."""
-    weights = n_params(spec.model) * (4 + spec.train.optimizer.STATE_BYTES_PER_PARAM)
+    state = 0.0 if spec.train.lora else spec.train.optimizer.STATE_BYTES_PER_PARAM
+    weights = n_params(spec.model) * (4 + state)
     return int(weights + HISTORY_BYTES * n_steps(spec))
 
 

@@ -88,7 +88,9 @@ def loop_state(files: Mapping[str, bytes]) -> dict[str, Any]:
 
 def load_model(trial: TrialSpec, files: Mapping[str, bytes]) -> Any:
     """The model of a trial, as its objective trains it, with a checkpoint's weights, on the trial's device."""
-    model = trial.train.objective.build(trial.model, trial.seed, trial.device)
+    from fabric.train.start import fresh
+
+    model = fresh(trial)
     load_weights(files, model)
     return model
 

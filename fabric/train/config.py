@@ -78,12 +78,22 @@ class CheckpointConfig(Config):
     keep_last: int = Field(default=1, ge=1)
 
 
+class LoRAConfig(Config):
+    """Low-rank adaptation (arXiv 2106.09685): the model stays as it is, and beside its layers' matrices of these names
+    an addition of rank `rank`, scaled by `alpha` / `rank`, is trained; so is what stands on the model.
+    """
+
+    rank: int = Field(default=8, ge=1)
+    alpha: Real = Field(default=16, gt=0)
+    targets: tuple[str, ...] = Field(default=("q", "v"), min_length=1)
+
+
 class TrainConfig(Config):
     """One trial's training run.
 
     Length: `tokens` (global, all ranks) or `tokens_per_param`; exactly one. `batch_size` is the global batch in
     sequences; `micro_batch_size` splits it (losses equal to 5e-6) and is not part of the identity. `objective` is
-    what the loss is of.
+    what the loss is of. `lora`: of weights that exist, an addition of low rank is trained alone.
     """
 
     tokens: Count | None = Field(default=None, gt=0)
@@ -93,6 +103,7 @@ class TrainConfig(Config):
     optimizer: Optimizer
     schedule: Schedule
     objective: Objective = NextToken(kind="next_token")
+    lora: LoRAConfig | None = None
     clip_norm: Real | None = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     compile: bool | Literal["auto"] = False

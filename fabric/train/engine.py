@@ -19,7 +19,7 @@ from fabric.train.checkpoint import loop_state
 from fabric.train.exposed import Span
 from fabric.train.group import ALONE, Group
 from fabric.train.memory import OutOfMemory, PeakMemory, is_out_of_memory
-from fabric.train.start import started
+from fabric.train.start import fresh, started
 from fabric.train.state import LoopState
 from fabric.train.step import Stepper
 from fabric.train.stopping import Divergence
@@ -67,7 +67,7 @@ class Engine:
         self.n_ids = _n_ids(trial, cache)
         self.config.objective.check_data(trial.data)
         if trial.weights is None:
-            self.model = self.config.objective.build(trial.model, trial.seed, trial.device)
+            self.model = fresh(trial)
         else:
             self.config.objective.check_model(trial.model)
             self.model = started(trial, weights)
@@ -244,7 +244,10 @@ class Engine:
     def figures(self) -> dict[str, Any]:
         """The figures of the whole run: size, speed, memory, stability; every rank asks for them."""
         state, config = self.state, self.config
-        peak = meters.peak_flops(self.trial.device, config.precision)
+        counts_all = (
+            not config.objective.SKIPS_PADDING
+        )  # else FLOPs are those of whole rows: no share of a peak
+        peak = meters.peak_flops(self.trial.device, config.precision) if counts_all else None
         exchange = {}
         if self.group.world > 1:
             waits = self.group.gathered(meters.exposed_seconds(state.history))

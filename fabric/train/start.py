@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
 
 from fabric.data.disk import beside, canonical_json, sha256_of_file
 from fabric.train.checkpoint import load_weights, unique_tensors
 from models.config import ModelConfig
 from models.decoder import CausalLM, uninitialised
+from models.lora import add_lora
 
 if TYPE_CHECKING:
     from fabric.planning.trial import TrialSpec
@@ -64,8 +66,20 @@ def kept_config(cache_root: Path, key: str) -> ModelConfig | None:
         return None
 
 
-def started(trial: TrialSpec, file: Path | None) -> CausalLM:
-    """The model a trial begins with: the weights of `file`, which must have the trial's hash, whatever the seed.
+def fresh(trial: TrialSpec, device: str | None = None) -> nn.Module:
+    """The module a trial trains, with its initial parameters; those of weights it starts from are to be read yet."""
+    return _adapted(trial.train.objective.build(trial.model, trial.seed, device or trial.device), trial)
+
+
+def _adapted(module: nn.Module, trial: TrialSpec) -> nn.Module:
+    lora = trial.train.lora
+    if lora is not None:
+        add_lora(module, lora.rank, lora.alpha, lora.targets, trial.seed)
+    return module
+
+
+def started(trial: TrialSpec, file: Path | None) -> nn.Module:
+    """The module a trial trains: on the weights of `file`, which must have the trial's hash, whatever the seed.
 
     Raises ValueError when the file is missing or another one.
     """
@@ -79,4 +93,4 @@ def started(trial: TrialSpec, file: Path | None) -> CausalLM:
         )
     model = uninitialised(trial.model, trial.device)
     load_weights({NAME: data}, model)
-    return model
+    return _adapted(trial.train.objective.around(model, trial.seed), trial)

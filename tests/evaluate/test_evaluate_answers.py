@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fabric.data.labelled.spans import read_squad
 from fabric.data.rows import TaskDataError
 from fabric.evaluate.answers import exact, f1, normalised
-from fabric.evaluate.squad import read_squad
 
 REAL = os.environ.get("FABRIC_DATA")
 WORDS = st.sampled_from(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from fabric.data import data_key, prepare
-from fabric.exporting import load_trained
 from fabric.job.document import JobError
 from fabric.job.families import families
 from fabric.job.load import load_job
 from fabric.running import run
+from fabric.trained import load_trained
 
 JOB = """\
 schema: 1

@@ -1,15 +1,15 @@
 """What every kind of labelled examples declares, and what those that are drawn from a generator share.
 
 Shapes: N rows, T positions of a row. `ids_NT` int32, -1 for padding, which is on the right; `targets_NT` int32, at each
-position the id that must follow it, `UNASKED` (-100) where nothing is asked.
+position the answer that is asked there, `UNASKED` (-100) where nothing is.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -28,6 +28,21 @@ MOST_CHUNKS = 4096  # without a row that is new to the split's share: its space 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 Rows = tuple[np.ndarray, np.ndarray]
+# What a target is: the id that follows, the number of a row's class, a row's number in steps of `NUMBER_STEP`, the
+# number of a word's tag, or whether a span begins (`BEGINS`) or ends (`ENDS`) there.
+Asks = Literal["ids", "class", "number", "tags", "span"]
+NUMBER_STEP = 1e-4
+BEGINS, ENDS = 1, 2
+
+
+class Built(NamedTuple):
+    """A split as rows. `items`: of each row, plain JSON, what a judge of answers needs beside the targets; None:
+    nothing; its `owner` says which rows belong together. `remarks`: what a reader of scores must know."""
+
+    ids_NT: np.ndarray
+    targets_NT: np.ndarray
+    items: Sequence[Mapping[str, Any]] | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class ExamplesConfig(DataPart):
@@ -37,6 +52,16 @@ class ExamplesConfig(DataPart):
     """
 
     READS_TEXT: ClassVar[bool] = False
+
+    @property
+    def asks(self) -> Asks:
+        """What its targets are."""
+        return "ids"
+
+    @property
+    def n_answers(self) -> int | None:
+        """How many there are to choose from: targets are below it. None: as many as ids."""
+        return None
 
     @property
     @abstractmethod
@@ -57,6 +82,10 @@ class ExamplesConfig(DataPart):
     @abstractmethod
     def build(self, split: str, seq_len: int, tokenizer: Tokenizer | None) -> Rows:
         """All rows of a split, ids_NT and targets_NT. No row is in two splits; every row asks something."""
+
+    def built(self, split: str, seq_len: int, tokenizer: Tokenizer | None) -> Built:
+        """The same with what goes beside it."""
+        return Built(*self.build(split, seq_len, tokenizer))
 
 
 class GeneratedExamples(ExamplesConfig):

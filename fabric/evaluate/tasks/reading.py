@@ -5,38 +5,30 @@ DROP's own F1 (Dua et al. 2019, arXiv 1903.00161) aligns spans and numbers; this
 
 from __future__ import annotations
 
-from fabric.data.rows import Row, Table, read_table
+from fabric.data.labelled.spans import SPAN_SETS
+from fabric.data.rows import Row, Table
 from fabric.evaluate.answers import exact, f1
 from fabric.evaluate.generation import GenerationTask, Metric
-from fabric.evaluate.squad import read_squad
 from fabric.evaluate.task import Asked
-from fabric.paths import real_path
-
-SQUAD = Table(
-    ("squad/dev-v1.1.json", "squad/dev-v1.1.rebuilt.json"), hub=("rajpurkar/squad", None, "validation")
-)
 
 FILTERS = {"answer": str.strip}
 METRICS = {"f1": Metric("answer", f1), "exact": Metric("answer", exact, is_share=True)}
 
 
 def _squad(asked: Asked) -> list[Row]:
-    """The hub's rows, from the first of the releases' files that is there, else from the hub."""
-    for path in [] if asked.folder is None else [real_path(asked.folder / name) for name in SQUAD.files]:
-        if path.is_file():
-            return [
-                Row(
-                    {
-                        "title": q.title,
-                        "context": q.context,
-                        "question": q.question,
-                        "answers": {"text": list(q.references)},
-                    },
-                    q.where,
-                )
-                for q in read_squad(path)
-            ]
-    return read_table(SQUAD, asked.folder)  # or the error that names the places
+    """SQuAD's questions with the hub's names."""
+    return [
+        Row(
+            {
+                "title": q.title,
+                "context": q.context,
+                "question": q.question,
+                "answers": {"text": list(q.references)},
+            },
+            q.where,
+        )
+        for q in SPAN_SETS["squad"].read("test", asked.folder) or []
+    ]
 
 
 def _spans(row: Row) -> list[str]:

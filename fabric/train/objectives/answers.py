@@ -12,7 +12,7 @@ import numpy as np
 from fabric.train.objectives.base import ObjectiveConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from models import ModelConfig
 
@@ -38,13 +38,6 @@ class Answers(ObjectiveConfig):
     CAUSAL: ClassVar[bool] = True
     IS_LIKELIHOOD: ClassVar[bool] = False
     ROWS: ClassVar[Literal["text", "examples"]] = "examples"
-
-    def build(self, model: ModelConfig, seed: int, device: str | None = None) -> nn.Module:
-        import models
-
-        self.check_model(model)
-        built: nn.Module = models.build(model, seed, device)
-        return built
 
     def n_targets(self, seq_len: int) -> int:
         """1: the loss is a mean over rows."""
@@ -96,6 +89,12 @@ class Answers(ObjectiveConfig):
         sums_B.index_add_(0, row_A, nll_A.double())
         n_right_B = torch.zeros_like(n_asked_B).index_add_(0, row_A, right_A.to(n_asked_B.dtype))
         return Judged(sums_B / n_asked_B, n_right_B, n_asked_B)
+
+    def answered(self, model: Any, ids_BT: Tensor, targets_BT: Tensor) -> list[Any]:
+        """Of each row how many asked positions are right, and its loss, as plain JSON."""
+        found = self.judged(model, ids_BT, targets_BT)
+        pairs = zip(found.n_right_B.tolist(), found.nll_B.tolist(), strict=True)
+        return [{"n_right": n, "loss": loss} for n, loss in pairs]
 
 
 def _asked(

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fabric.data.config import DataConfig
+    from fabric.data.examples.base import Asks
     from models import ModelConfig
+
+
+# The objective for what examples ask.
+BY_ASKS = {"ids": "answers", "class": "classify", "number": "regress", "tags": "tag", "span": "span"}
 
 
 class ObjectiveConfig(Part):
@@ -24,13 +29,23 @@ class ObjectiveConfig(Part):
     `CAUSAL`: whether the model is a decoder (else an encoder). `IS_LIKELIHOOD`: whether the loss is that of the text
     itself, so that perplexity and bits per byte mean something. `EXTRA_IDS`: ids the model needs beside the
     tokenizer's, from V on.
-    `ROWS`: what it is trained on, windows of a "text" or whole labelled "examples".
+    `ROWS`: what it is trained on, windows of a "text" or whole labelled "examples"; `ASKS`: what the targets of these
+    are. `KEEPS_LM_HEAD`: whether what is trained is a language model, which can be asked as one. `SKIPS_PADDING`:
+    whether rows are cut to the longest of their batch, so that fewer positions are computed than are counted.
     """
 
     CAUSAL: ClassVar[bool]
     IS_LIKELIHOOD: ClassVar[bool]
     EXTRA_IDS: ClassVar[int] = 0
     ROWS: ClassVar[Literal["text", "examples"]] = "text"
+    ASKS: ClassVar[Asks] = "ids"
+    KEEPS_LM_HEAD: ClassVar[bool] = True
+    SKIPS_PADDING: ClassVar[bool] = False
+
+    def for_data(self, data: DataConfig) -> ObjectiveConfig:
+        """The objective with what the data decides. Raises ValueError as `check_data`."""
+        self.check_data(data)
+        return self
 
     def check_data(self, data: DataConfig) -> None:
         """Raise ValueError for rows that this objective does not take."""
@@ -42,7 +57,13 @@ class ObjectiveConfig(Part):
         if self.ROWS == "text" and data.examples is not None:
             raise ValueError(
                 f"objective {self.kind} reads windows of a text, and data.examples gives examples of kind "
-                f"{data.examples.kind}; set train.objective to {{kind: answers}}, or give a corpus in place of examples"
+                f"{data.examples.kind}; set train.objective to {{kind: {BY_ASKS[data.examples.asks]}}}, or give a "
+                "corpus in place of examples"
+            )
+        if data.examples is not None and data.examples.asks != self.ASKS:
+            raise ValueError(
+                f"objective {self.kind} is asked for {self.ASKS}, and examples of kind {data.examples.kind} ask for "
+                f"{data.examples.asks}; set train.objective to {{kind: {BY_ASKS[data.examples.asks]}}}"
             )
 
     def check_model(self, model: ModelConfig) -> None:
@@ -59,9 +80,17 @@ class ObjectiveConfig(Part):
             "loss; leave causal at true, or take objective: {kind: denoise}"
         )
 
-    @abstractmethod
     def build(self, model: ModelConfig, seed: int, device: str | None = None) -> nn.Module:
         """The module that is trained, with its initial parameters. Raises ValueError as `check_model`."""
+        import models
+
+        self.check_model(model)
+        return self.around(models.build(model, seed, device), seed)
+
+    def around(self, trunk: Any, seed: int) -> nn.Module:
+        """The module that is trained, on a model that is there; it draws what it adds."""
+        module: nn.Module = trunk
+        return module
 
     @abstractmethod
     def n_targets(self, seq_len: int) -> int:

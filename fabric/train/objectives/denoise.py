@@ -44,12 +44,11 @@ class Denoise(ObjectiveConfig):
             )
         return self
 
-    def build(self, model: ModelConfig, seed: int, device: str | None = None) -> nn.Module:
+    def around(self, trunk: Any, seed: int) -> nn.Module:
         import models
 
-        self.check_model(model)
         # Without BERT's transform the head has no parameters: a trial's size is its architecture's.
-        return models.MaskedLM(models.build(model, seed, device), transform=False)
+        return models.MaskedLM(trunk, transform=False)
 
     def n_targets(self, seq_len: int) -> int:
         return min(seq_len, max(1, round(self.mask_rate * seq_len)))

@@ -8,7 +8,7 @@ from fabric.train.objectives.base import ObjectiveConfig
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from models import ModelConfig
 
@@ -20,13 +20,6 @@ class NextToken(ObjectiveConfig):
 
     CAUSAL: ClassVar[bool] = True
     IS_LIKELIHOOD: ClassVar[bool] = True
-
-    def build(self, model: ModelConfig, seed: int, device: str | None = None) -> nn.Module:
-        import models
-
-        self.check_model(model)
-        built: nn.Module = models.build(model, seed, device)
-        return built
 
     def n_targets(self, seq_len: int) -> int:
         return seq_len

@@ -1,0 +1,124 @@
+"""What examples made of published labelled data share: which data set, how much of it, and its splits."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from pydantic import Field
+
+from fabric.data.disk import remembered_sha256
+from fabric.data.examples.base import PADDING, UNASKED, Built, ExamplesConfig, Rows
+from fabric.data.labelled.splits import Divided, divided, sample
+from fabric.data.tokenizer import Tokenizer
+from fabric.job.units import Count
+
+
+class LabelledExamples(ExamplesConfig):
+    """Base of examples read from a data set. `dataset`: its name; `folder`: what holds its files, in a folder of its
+    own (by default $FABRIC_DATA; without either the hub).
+
+    `n_train`, `n_validation`, `n_test`: so many of a split's items, by a hash of (`split_seed`, item); all unless said.
+    Splits that are not published are cut out of one that is, by `split_seed` (`fabric.data.labelled.splits`).
+    """
+
+    dataset: str
+    folder: Path | None = None
+    n_train: Count | None = Field(default=None, ge=1)
+    n_validation: Count | None = Field(default=None, ge=1)
+    n_test: Count | None = Field(default=None, ge=1)
+    split_seed: int = 0
+
+    READS_TEXT: ClassVar[bool] = True
+
+    @property
+    def n_ids(self) -> int:
+        raise AssertionError("its ids are a tokenizer's")
+
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """Its files in the folder, of all splits that are there. Empty: they come from the hub."""
+
+    @abstractmethod
+    def read(self) -> Divided:
+        """The items of every split. Raises TaskDataError where data is missing or not as it should be."""
+
+    @abstractmethod
+    def name_of(self, item: Any) -> str:
+        """What tells an item from others: its order among them goes by a hash of it."""
+
+    def resolved(self, base_dir: Path) -> Self:
+        """With the folder that holds it, which is absolute."""
+        found = super().resolved(base_dir)
+        given = os.environ.get("FABRIC_DATA")
+        if found.folder is not None or not given:
+            return found
+        return found.model_copy(update={"folder": Path(given).absolute()})
+
+    def identity(self, cache_root: Path) -> dict[str, Any]:
+        files = self.files()
+        body = self.model_dump(mode="json", exclude={"folder"}, exclude_defaults=True)
+        content = [remembered_sha256(f, cache_root) for f in files] if files else "hub"
+        return {**body, "kind": self.kind, "revision": self.REVISION, "content": content}
+
+    def items(self, split: str) -> tuple[list[Any], tuple[str, ...]]:
+        """The items of a split that are read, and what is to be said of them."""
+        found = _read(self)
+        n = {"train": self.n_train, "validation": self.n_validation, "test": self.n_test}[split]
+        every = found.items[split]
+        chosen = sample(every, n, self.split_seed, self.name_of)
+        said = (f"{len(chosen)} of {len(every)} {split} items",) if len(chosen) < len(every) else ()
+        return chosen, (*found.remarks, *said, *self._seen(split, chosen))
+
+    def _seen(self, split: str, chosen: Sequence[Any]) -> tuple[str, ...]:
+        """Published splits may share items: whoever learned these by heart answers them."""
+        if split == "train":
+            return ()
+        trained = {self.name_of(item) for item in self.items("train")[0]}
+        n = sum(self.name_of(item) in trained for item in chosen)
+        return (f"{n} of {len(chosen)} {split} items are training items too",) if n else ()
+
+    def texts(self) -> Iterator[str]:
+        """The training split's texts."""
+        return (text for item in self.items("train")[0] for text in self.texts_of(item))
+
+    @abstractmethod
+    def texts_of(self, item: Any) -> Sequence[str]:
+        """The texts of an item."""
+
+    def build(self, split: str, seq_len: int, tokenizer: Tokenizer | None) -> Rows:
+        found = self.built(split, seq_len, tokenizer)
+        return found.ids_NT, found.targets_NT
+
+    @abstractmethod
+    def built(self, split: str, seq_len: int, tokenizer: Tokenizer | None) -> Built: ...
+
+
+@lru_cache(maxsize=4)
+def _read(examples: LabelledExamples) -> Divided:
+    """Files are read once for the three splits; a job's files are not to change while it is prepared."""
+    return examples.read()
+
+
+def split_up(
+    published: dict[str, list[Any] | None], group: Callable[[Any], str], examples: LabelledExamples
+) -> Divided:
+    """The splits of what is published. Raises ValueError naming the data set where it cannot be divided."""
+    try:
+        return divided({k: v for k, v in published.items() if v is not None}, group, examples.split_seed)
+    except ValueError as error:
+        raise ValueError(f"examples {examples.kind}: {examples.dataset}: {error}") from None
+
+
+def padded(rows: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], seq_len: int) -> Rows:
+    """ids_NT and targets_NT of rows of any length up to `seq_len`."""
+    ids_NT = np.full((len(rows), seq_len), PADDING, np.int32)
+    targets_NT = np.full((len(rows), seq_len), UNASKED, np.int32)
+    for i, (row, asked) in enumerate(zip(rows, targets, strict=True)):
+        ids_NT[i, : len(row)], targets_NT[i, : len(row)] = row, asked
+    return ids_NT, targets_NT

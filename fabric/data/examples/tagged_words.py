@@ -1,0 +1,99 @@
+"""Words with tags: entities (CoNLL's columns) and parts of speech (CoNLL-U), to fine-tune a model on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import field_validator
+
+from fabric.data.corpus import SPLITS
+from fabric.data.examples.base import UNASKED, Asks, Built
+from fabric.data.examples.labelled import LabelledExamples, padded, split_up
+from fabric.data.examples.labelled_texts import known
+from fabric.data.labelled.conll import Sentence
+from fabric.data.labelled.splits import Divided
+from fabric.data.labelled.tags import TAG_SETS, TagSet
+from fabric.data.tokenizer import Tokenizer
+
+
+class TaggedWords(LabelledExamples):
+    """A row is a sentence, and at one token of every word the word's tag is asked.
+
+    `asked_at` "last": a word's last token, which a decoder asks with the whole word read; "first": as BERT is
+    fine-tuned (arXiv 1810.04805 §5.3). Words are encoded one by one, all but the first with a space before them.
+    A sentence that is too long is cut between words into several rows; a word that is longer than a row is cut.
+    """
+
+    kind: Literal["tagged_words"]
+    asked_at: Literal["first", "last"] = "last"
+
+    @field_validator("dataset")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return known(name, TAG_SETS)
+
+    @property
+    def about(self) -> TagSet:
+        """The data set."""
+        return TAG_SETS[self.dataset]
+
+    @property
+    def asks(self) -> Asks:
+        return "tags"
+
+    @property
+    def n_answers(self) -> int:
+        return len(self.about.tags)
+
+    def files(self) -> list[Path]:
+        return [f for split in SPLITS if self.folder and (f := self.about.file(split, self.folder))]
+
+    def read(self) -> Divided:
+        published: dict[str, list[Any] | None] = {s: self.about.read(s, self.folder) for s in SPLITS}
+        return split_up(published, self.name_of, self)
+
+    def name_of(self, item: Sentence) -> str:
+        return " ".join(item.words)
+
+    def texts_of(self, item: Sentence) -> Sequence[str]:
+        return (" ".join(item.words),)
+
+    def built(self, split: str, seq_len: int, tokenizer: Tokenizer | None) -> Built:
+        assert tokenizer is not None
+        sentences, remarks = self.items(split)
+        number = {tag: i for i, tag in enumerate(self.about.tags)}
+        rows, targets, items = [], [], []
+        for which, sentence in enumerate(sentences):
+            pieces = [tokenizer.encode(" " * (i > 0) + w)[:seq_len] for i, w in enumerate(sentence.words)]
+            for begin, end in _runs([len(p) for p in pieces], seq_len):
+                rows.append([i for piece in pieces[begin:end] for i in piece])
+                targets.append(
+                    [
+                        t
+                        for piece, tag in zip(pieces[begin:end], sentence.tags[begin:end], strict=True)
+                        for t in self._asked(len(piece), number[tag])
+                    ]
+                )
+                items.append({"owner": which})
+        said = (
+            (f"{len(rows)} rows of {len(sentences)} {split} sentences",) if len(rows) > len(sentences) else ()
+        )
+        return Built(*padded(rows, targets, seq_len), items, remarks + said)
+
+    def _asked(self, n: int, tag: int) -> list[int]:
+        """The targets of a word of `n` tokens."""
+        rest = [UNASKED] * (n - 1)
+        return [*rest, tag] if self.asked_at == "last" else [tag, *rest]
+
+
+def _runs(lengths: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of runs, one after the other, whose lengths add up to `most` at most."""
+    begin = total = 0
+    for i, n in enumerate(lengths):
+        if total + n > most:
+            yield begin, i
+            begin, total = i, 0
+        total += n
+    yield begin, len(lengths)
