@@ -2,39 +2,74 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from fabric.data.examples.base import PADDING, UNASKED, GeneratedExamples, row_keys
-from fabric.data.examples.symbols import ANS, FIRST_NUMBER, PRIME, RULE, SEP
-
-# By Fermat, x^(P-2); 0 has none.
-_INVERSE = np.array([0, *(pow(a, -1, PRIME) for a in range(1, PRIME))])
+from fabric.data.examples.base import PADDING, UNASKED, GeneratedExamples
+from fabric.data.examples.sequences import FAMILIES, Family, Interleaved, Periodic, Simple, corrupted
+from fabric.data.examples.symbols import ANS, FIRST_NUMBER, INVALID, PRIME, RULE, SEP
+from fabric.job.units import Real
 
 
 class PatternReasoningConfig(GeneratedExamples):
     """Sequences modulo 97: `n_examples` of one rule, `RULE x0 .. SEP` each, then `RULE x0 .. ANS`, to be continued.
 
-    `rule`: arithmetic x + d; geometric x r; fibonacci, the sum of the last two; affine c x + b. Splits differ in the
-    rule's parameters (d, r, (c, b); of fibonacci, which has none, in the first two numbers): only who has learned the
-    rule goes on with parameters never seen.
+    `rule`: arithmetic x + d; geometric x r; fibonacci, the sum of the last two; affine c x + b; periodic, `period`
+    numbers over and over; interleaved, two of `families` in turn. Splits differ in the rule's parameters (d, r, (c, b),
+    the numbers of a period, both of interleaved ones; of fibonacci, which has none, in its cycle): only who has learned
+    the rule goes on with parameters never seen.
+
+    In a share of rows (`invalid_share`) one shown number of the question is replaced so that no sequence of that kind
+    has all that are shown; INVALID is the answer then, once.
     """
 
     kind: Literal["pattern_reasoning"]
-    rule: Literal["arithmetic", "geometric", "fibonacci", "affine"] = "arithmetic"
+    rule: Literal[Simple, "periodic", "interleaved"] = "arithmetic"
     n_shown: int = Field(default=4, ge=2, le=1024)
     n_predict: int = Field(default=1, ge=1, le=1024)
     n_examples: int = Field(default=0, ge=0, le=256)
+    period: int | None = Field(default=None, ge=2, le=256)
+    families: tuple[Simple, Simple] | None = None
+    invalid_share: Real = Field(default=0.2, ge=0, le=0.9)
+
+    REVISION: ClassVar[int] = 2
+
+    @model_validator(mode="after")
+    def _rule_is_whole(self) -> PatternReasoningConfig:
+        for name, rule in (("period", "periodic"), ("families", "interleaved")):
+            value = getattr(self, name)
+            if self.rule == rule and value is None:
+                raise ValueError(f"rule {rule} needs {name}; {_LIKE[name]}")
+            if self.rule != rule and value is not None:
+                raise ValueError(
+                    f"{name} says nothing of rule {self.rule}; leave it out, or set rule: {rule}"
+                )
+        if self.families is not None and self.families[0] == self.families[1]:
+            raise ValueError(f"families={list(self.families)} are one; interleave two different ones")
+        return self
 
     @model_validator(mode="after")
     def _rule_is_shown(self) -> PatternReasoningConfig:
-        if self.rule == "affine" and self.n_shown < 3:
+        needed, why = self._family.n_identify, "are needed to know the rule"
+        if self.invalid_share:
+            needed, why = needed + 1, "are needed to tell a wrong one (with invalid_share: 0 one less)"
+        if self.n_shown < needed:
             raise ValueError(
-                f"n_shown={self.n_shown}: an affine rule is known from 3 numbers on; show 3 or more"
+                f"n_shown={self.n_shown}: of rule {self.rule} {needed} numbers {why}; show {needed} or more"
             )
         return self
+
+    @property
+    def _family(self) -> Family:
+        if self.rule == "periodic":
+            assert self.period is not None
+            return Periodic(self.period)
+        if self.rule == "interleaved":
+            assert self.families is not None
+            return Interleaved(*self.families)
+        return FAMILIES[self.rule]
 
     @property
     def n_ids(self) -> int:
@@ -46,11 +81,19 @@ class PatternReasoningConfig(GeneratedExamples):
         return self.n_examples * (self.n_shown + 2)
 
     @property
+    def _answer_at(self) -> int:
+        """The place of ANS, where the first answer is asked."""
+        return self._before + self.n_shown + 1
+
+    @property
     def _length(self) -> int:
-        return self._before + self.n_shown + 1 + self.n_predict
+        return self._answer_at + self.n_predict
 
     def chance(self) -> float:
-        return 1 / (PRIME - 1)  # a geometric sequence is never 0
+        """Where wrong numbers are commoner than any one number, INVALID is the best guess of the first answer."""
+        wrong, n = self.invalid_share, self.n_predict
+        number = (1 - wrong) / (PRIME - 1)  # a geometric sequence is never 0
+        return (max(wrong, number) + (n - 1) * number) / (wrong + (1 - wrong) * n)
 
     def check(self, seq_len: int) -> None:
         if seq_len < self._length:
@@ -62,71 +105,39 @@ class PatternReasoningConfig(GeneratedExamples):
     def draw(
         self, random: np.random.Generator, n: int, seq_len: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        S, E = self.n_shown, self.n_examples
-        parameters_N2 = np.stack((random.integers(2, PRIME, n), random.integers(1, PRIME, n)), axis=1)
-        starts_NE2 = np.stack(
-            (random.integers(1, PRIME, (n, E + 1)), random.integers(0, PRIME, (n, E + 1))), axis=2
-        )
-        numbers_NEX = FIRST_NUMBER + self._sequences(starts_NE2, parameters_N2, S + self.n_predict)
+        S, E, at, end = self.n_shown, self.n_examples, self._answer_at, self._length
+        first_NEM, keys_N = self._family.draw(random, n, E + 1)
+        terms_NEX = self._family.extended(first_NEM, S + self.n_predict)
+        wrong_N = random.random(n) < self.invalid_share
+        terms_NEX[wrong_N, -1, :S] = corrupted(random, terms_NEX[wrong_N, -1, :S], self._family)
+        numbers_NEX = FIRST_NUMBER + terms_NEX
         ids_NT = np.full((n, seq_len), PADDING, np.int64)
         targets_NT = np.full((n, seq_len), UNASKED, np.int64)
         shown_NEX = np.full((n, E, S + 2), RULE)
         shown_NEX[..., 1:-1], shown_NEX[..., -1] = numbers_NEX[:, :E, :S], SEP
         ids_NT[:, : self._before] = shown_NEX.reshape(n, -1)
-        at = self._before + 1
-        ids_NT[:, at - 1], ids_NT[:, at : at + S], ids_NT[:, at + S] = RULE, numbers_NEX[:, -1, :S], ANS
-        ids_NT[:, at + S + 1 : self._length] = numbers_NEX[:, -1, S:-1]
-        targets_NT[:, at + S : self._length] = numbers_NEX[:, -1, S:]
-        of = {"arithmetic": slice(1, 2), "geometric": slice(0, 1), "affine": slice(0, 2)}
-        held_out = starts_NE2[:, -1] if self.rule == "fibonacci" else parameters_N2[:, of[self.rule]]
-        return ids_NT, targets_NT, row_keys(held_out)
-
-    def _sequences(self, starts_NE2: np.ndarray, parameters_N2: np.ndarray, length: int) -> np.ndarray:
-        """[N, E, length]: sequences of each row's rule from several starts; r and c are parameter 0, d and b 1."""
-        c_N1, b_N1 = parameters_N2[:, :1], parameters_N2[:, 1:]
-        first = starts_NE2[..., 0]
-        if self.rule == "affine":  # not where it stands still, c x + b = x
-            still_N1 = b_N1 * _INVERSE[(1 - c_N1) % PRIME] % PRIME
-            first = (still_N1 + first) % PRIME
-        found = [first]
-        for i in range(1, length):
-            last = found[-1]
-            if self.rule == "fibonacci":
-                new = starts_NE2[..., 1] if i == 1 else last + found[-2]
-            else:
-                new = {"arithmetic": last + b_N1, "geometric": last * c_N1, "affine": last * c_N1 + b_N1}[
-                    self.rule
-                ]
-            found.append(new % PRIME)
-        return np.stack(found, axis=-1)
+        ids_NT[:, self._before], ids_NT[:, at - S : at], ids_NT[:, at] = RULE, numbers_NEX[:, -1, :S], ANS
+        ids_NT[:, at + 1 : end] = numbers_NEX[:, -1, S:-1]
+        targets_NT[:, at:end] = numbers_NEX[:, -1, S:]
+        ids_NT[wrong_N, at + 1 :], targets_NT[wrong_N, at + 1 :] = PADDING, UNASKED
+        targets_NT[wrong_N, at] = INVALID
+        return ids_NT, targets_NT, keys_N
 
     def solve(self, ids_NT: np.ndarray) -> np.ndarray:
-        S, at = self.n_shown, self._before + 1
-        shown_NS = ids_NT[:, at : at + S] - FIRST_NUMBER
-        a, b = shown_NS[:, 0], shown_NS[:, 1]
-        c = np.ones_like(a)
-        if self.rule == "geometric":
-            c = b * _INVERSE[a] % PRIME
-        elif self.rule == "affine":
-            c = (shown_NS[:, 2] - b) * _INVERSE[(b - a) % PRIME] % PRIME
-        known_N2 = np.stack((c, (b - c * a) % PRIME), axis=1)
-        last_NE2 = shown_NS[:, None, -2:]
+        S, at = self.n_shown, self._answer_at
+        shown_NS = ids_NT[:, at - S : at].astype(np.int64) - FIRST_NUMBER
+        found_NX = self._family.extended(shown_NS, S + self.n_predict)
         answers_NT = np.zeros_like(ids_NT)
-        if self.rule == "fibonacci":
-            found = self._sequences(last_NE2, known_N2, self.n_predict + 2)[:, 0, 2:]
-        else:
-            found = self._from(shown_NS[:, -1], known_N2)
-        answers_NT[:, at + S : self._length] = FIRST_NUMBER + found
+        answers_NT[:, at : self._length] = FIRST_NUMBER + found_NX[:, S:]
+        answers_NT[~self._family.fits(shown_NS), at] = INVALID
         return answers_NT
-
-    def _from(self, last_N: np.ndarray, known_N2: np.ndarray) -> np.ndarray:
-        """The next `n_predict` numbers of c x + b, which all rules but fibonacci are."""
-        found = []
-        for _ in range(self.n_predict):
-            last_N = (last_N * known_N2[:, 0] + known_N2[:, 1]) % PRIME
-            found.append(last_N)
-        return np.stack(found, axis=1)
 
     def query_only(self, ids_NT: np.ndarray) -> np.ndarray:
         """Without any number: the next would tell of the one after."""
         return np.where(ids_NT >= FIRST_NUMBER, 0, ids_NT)
+
+
+_LIKE = {
+    "period": "the numbers that are repeated, 3 for example",
+    "families": "two of arithmetic, geometric, fibonacci and affine, [arithmetic, geometric] for example",
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-SEP, MARK, QRY, ANS, RULE = 2, 3, 4, 5, 6
+SEP, MARK, QRY, ANS, RULE, INVALID = 2, 3, 4, 5, 6, 8
 PRIME = 97
 FIRST_NUMBER = 16  # numbers modulo PRIME
 FIRST_KEY, N_KEYS = FIRST_NUMBER + PRIME, 64
