@@ -3,12 +3,12 @@
 import hashlib
 import json
 import pickle
-from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
+from examples_kit import CASES, FEW, config_of, many
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,57 +26,9 @@ from fabric.data.examples.base import (
     split_of,
 )
 from fabric.data.examples.mqar import MQARConfig, placed
-from fabric.data.examples.sequences import _INVERSE, FAMILIES, Interleaved, Periodic, corrupted
-from fabric.data.examples.symbols import FIRST_NUMBER, INVALID, PRIME
 from models.parts import parts_in
 
 KINDS = parts_in(EXAMPLES, ExamplesConfig)
-# A kind in the forms that its required fields do not show; each with rows that hold it.
-CASES = {
-    "mqar": ({"kind": "mqar", "n_pairs": 4, "vocab_size": 64}, 32),
-    "mqar_zeros": ({"kind": "mqar", "n_pairs": 4, "vocab_size": 64, "random_non_queries": False}, 32),
-    "mqar_full": ({"kind": "mqar", "n_pairs": 6, "vocab_size": 40, "power_a": 1.0}, 24),
-    "remember": ({"kind": "associative_retrieval", "n_pairs": 5}, 26),
-    "remember_long": ({"kind": "associative_retrieval", "n_pairs": 4, "key_size": 2, "value_size": 3}, 33),
-    "rewrite": ({"kind": "associative_retrieval", "n_pairs": 9, "task": "rewrite"}, 40),
-    "copy": ({"kind": "copy", "length": 8, "n_symbols": 10}, 16),
-    "reverse": ({"kind": "copy", "length": 8, "reverse": True}, 20),
-    "induction": ({"kind": "induction"}, 20),
-    "marker": ({"kind": "marker_memory", "n_markers": 3, "separation": 7}, 30),
-    "marker_many": ({"kind": "marker_memory", "n_markers": 3, "n_distractors": 4, "n_queries": 2}, 32),
-    "sum": ({"kind": "multi_hop", "n_hops": 2}, 20),
-    "chain": ({"kind": "multi_hop", "n_hops": 3, "question": "chain"}, 40),
-    "retrieval": ({"kind": "multi_hop", "n_hops": 1, "n_others": 7, "question": "chain"}, 27),
-    "arithmetic": ({"kind": "pattern_reasoning", "n_predict": 3, "n_examples": 1}, 16),
-    "geometric": ({"kind": "pattern_reasoning", "rule": "geometric"}, 8),
-    "fibonacci": ({"kind": "pattern_reasoning", "rule": "fibonacci", "n_predict": 2}, 7),
-    "affine": ({"kind": "pattern_reasoning", "rule": "affine", "n_examples": 2}, 20),
-    "periodic": ({"kind": "pattern_reasoning", "rule": "periodic", "period": 3, "n_predict": 4}, 12),
-    "interleaved": (
-        {
-            "kind": "pattern_reasoning",
-            "rule": "interleaved",
-            "families": ["geometric", "affine"],
-            "n_shown": 8,
-            "n_predict": 3,
-            "n_examples": 1,
-        },
-        24,
-    ),
-    "always_valid": ({"kind": "pattern_reasoning", "rule": "affine", "n_shown": 3, "invalid_share": 0}, 8),
-}
-FEW = {"n_train": 300, "n_validation": 60, "n_test": 80}
-
-
-def config_of(name, **changes):
-    body, seq_len = CASES[name]
-    return DataConfig.model_validate({"examples": {**body, **FEW, **changes}, "seq_len": seq_len})
-
-
-def many(name, n=3000):
-    """(examples, ids, targets) of a larger split."""
-    config = config_of(name, n_train=n)
-    return config.examples, *config.examples.build("train", config.seq_len)
 
 
 def test_every_kind_is_tested():
@@ -225,194 +177,26 @@ def test_mqars_questions_come_early_as_often_as_published():
 # ---- the others
 
 
-PATTERNS = [name for name, (body, _) in CASES.items() if body["kind"] == "pattern_reasoning"]
-
-
-def numbers_of(examples, ids):
-    """[N, sequences, n_shown]: what a row of patterns shows; the question is the last."""
-    S = examples.n_shown
-    starts = [*range(1, examples._before, S + 2), examples._before + 1]
-    return np.stack([ids[:, at : at + S] for at in starts], axis=1).astype(np.int64) - FIRST_NUMBER
-
-
-def is_wrong(targets):
-    return (targets == INVALID).any(1)
-
-
-def _pairs_of_fibonacci(x, y):
-    for _ in range(196):
-        yield int(x), int(y)
-        x, y = y, (x + y) % PRIME
-
-
-def _affine_of(x):
-    c = (x[2] - x[1]) * _INVERSE[(x[1] - x[0]) % PRIME] % PRIME
-    return [c, (x[1] - c * x[0]) % PRIME]
-
-
-# What a rule is, by hand, from a valid sequence's first terms.
-PARAMETERS = {
-    "affine": _affine_of,
-    "arithmetic": lambda x: [(x[1] - x[0]) % PRIME],
-    "geometric": lambda x: [x[1] * _INVERSE[x[0]] % PRIME],
-    "fibonacci": lambda x: min(_pairs_of_fibonacci(x[0], x[1])),
-    "periodic": lambda x: min(tuple(np.roll(x[:3], i).tolist()) for i in range(3)),
-}
-
-
-@pytest.mark.parametrize("name", PATTERNS)
-def test_a_rules_parameters_are_in_one_split_only(name):
-    """Of the interleaved, those of each of the two; whatever the seed."""
-    config = config_of(name, n_train=2000)
-    rules = config.examples.families or (config.examples.rule,)
-    seen = {split: [set() for _ in rules] for split in SPLITS}
-    for split in SPLITS:
-        for seed in (0, 1):
-            examples = config_of(name, n_train=2000, seed=seed).examples
-            ids, targets = examples.build(split, config.seq_len)
-            for row in numbers_of(examples, ids[~is_wrong(targets)])[:, -1]:
-                for i, rule in enumerate(rules):
-                    seen[split][i].add(tuple(map(int, PARAMETERS[rule](row[i :: len(rules)]))))
-    for i, rule in enumerate(rules):
-        train, validation, test = (seen[split][i] for split in SPLITS)
-        assert not train & validation | train & test | validation & test
-        assert min(map(len, (validation, test))) >= 4
-        assert len(train) > (30 if rule == "fibonacci" else 70)
-
-
-def test_no_neighbours_of_a_fibonacci_sequence_are_in_two_splits():
-    """Else the next number could be looked up: shown, asked or in an example."""
-    examples = config_of("fibonacci", n_train=3000).examples.model_copy(update={"n_examples": 1})
-    pairs = []
-    for split in SPLITS:
-        ids, targets = examples.build(split, 16)
-        shown = numbers_of(examples, ids[~is_wrong(targets)]).reshape(-1, 4)
-        pairs.append({tuple(x[i : i + 2]) for x in shown.tolist() for i in range(3)})
-    assert not pairs[0] & pairs[1] | pairs[0] & pairs[2] | pairs[1] & pairs[2]
-    assert len(pairs[0]) > 5000
-
-
-@pytest.mark.parametrize("name", PATTERNS)
-def test_all_sequences_of_a_row_follow_one_rule_by_hand(name):
-    examples, ids, targets = many(name, 400)
-    rules = examples.families or (examples.rule,)
-    good = ~is_wrong(targets)
-    answers = targets[targets != UNASKED].tolist()
-    assert len(answers) == good.sum() * examples.n_predict + (~good).sum()
-    for row, asked in zip(numbers_of(examples, ids)[good], targets[good], strict=True):
-        whole = row[-1].tolist() + (asked[asked != UNASKED] - FIRST_NUMBER).tolist()
-        for i, rule in enumerate(rules):
-            step = len(rules)
-            of = PARAMETERS[rule](np.array(whole[i::step]))
-            if rule == "fibonacci":
-                assert all(
-                    (a + b - c) % PRIME == 0 for a, b, c in zip(whole, whole[1:], whole[2:], strict=False)
-                )
-            elif rule == "periodic":
-                assert all(a == b for a, b in zip(whole, whole[3:], strict=False))
-            else:
-                c, b = {"arithmetic": (1, of[0]), "geometric": (of[0], 0)}.get(rule, (of[0], of[-1]))
-                terms = whole[i::step]
-                assert all((c * x + b - y) % PRIME == 0 for x, y in pairwise(terms))
-                assert len(set(terms)) > 1
-            if rule != "fibonacci":
-                assert all(tuple(PARAMETERS[rule](example[i::step])) == tuple(of) for example in row)
-
-
-@pytest.mark.parametrize("name", PATTERNS)
-def test_wrong_numbers_are_one_of_those_shown_and_asked_once(name):
-    examples, ids, targets = many(name, 4000)
-    wrong = is_wrong(targets)
-    share = examples.invalid_share
-    assert abs(wrong.mean() - share) <= 4 * (share * (1 - share) / 4000) ** 0.5
-    assert ((targets[wrong] != UNASKED).sum(1) == 1).all()
-    assert (ids[wrong][:, examples._answer_at + 1 :] == PADDING).all()
-    family = examples._family
-    question = numbers_of(examples, ids)[:, -1]
-    assert family.fits(question[~wrong]).all()
-    assert not family.fits(question[wrong]).any()
-    # One number replaced makes it whole again.
-    for row in question[wrong][:20]:
-        each = np.repeat(row[None], len(row) * PRIME, axis=0)
-        each[np.arange(len(each)), np.arange(len(each)) // PRIME] = np.arange(len(each)) % PRIME
-        assert family.fits(each).any()
-
-
-def test_an_oracle_that_believes_every_number_is_wrong_where_one_is(monkeypatch):
-    examples, ids, targets = many("interleaved")
-    monkeypatch.setattr(Interleaved, "fits", lambda self, terms: np.ones(len(terms), bool))
-    asked = targets != UNASKED
-    right = examples.solve(ids) == targets
-    assert not right[asked & is_wrong(targets)[:, None]].any()
-    assert right[asked & ~is_wrong(targets)[:, None]].all()
-
-
-FAMILIES_TESTED = {
-    **FAMILIES,
-    "periodic": Periodic(3),
-    "interleaved": Interleaved("fibonacci", "arithmetic"),
-}
-
-
-@pytest.mark.parametrize("name", FAMILIES_TESTED)
-def test_no_corrupted_sequence_is_one_in_another_way(name):
-    """-r in place of r, say: a, -r a, r^2 a is geometric too."""
-    family = FAMILIES_TESTED[name]
-    X, random = family.n_identify + 1, np.random.default_rng(0)
-    first, _ = family.draw(random, 4000, 1)
-    terms = family.extended(first[:, 0], X)
-    assert family.fits(terms).all()
-    found = corrupted(random, terms, family)
-    assert ((found != terms).sum(1) == 1).all()
-    assert not family.fits(found).any()
-    assert found.min() >= 0
-    assert found.max() < PRIME
-
-
-def test_two_ratios_share_their_squares():
-    geometric = FAMILIES["geometric"]
-    assert geometric.fits(
-        np.array([[1, 5, 25], [1, PRIME - 5, 25], [1, 6, 25], [0, 0, 0], [3, 3, 3]])
-    ).tolist() == [
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
-
-
-def test_the_control_of_patterns_is_at_chance_and_no_lower():
-    """Who always says INVALID gets as much as `chance` says."""
-    examples, _, targets = many("arithmetic", 12_000)
-    asked = targets != UNASKED
-    guess = (targets == INVALID)[asked].mean()
-    chance = examples.chance()
-    assert chance == pytest.approx((0.2 + 2 * 0.8 / 96) / (0.2 + 0.8 * 3))
-    assert guess <= chance
-    assert config_of("always_valid").examples.chance() == 1 / 96
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"rule": "periodic"}, "rule periodic needs period"),
-        ({"rule": "interleaved", "n_shown": 8}, "rule interleaved needs families"),
-        ({"period": 3}, "period says nothing of rule arithmetic; leave it out, or set rule: periodic"),
-        ({"rule": "interleaved", "families": ["affine", "affine"]}, "are one; interleave two different"),
-        ({"n_shown": 2}, r"n_shown=2: of rule arithmetic 3 numbers.*with invalid_share: 0 one less.*show 3"),
-        (
-            {"rule": "affine", "n_shown": 2, "invalid_share": 0},
-            "3 numbers are needed to know the rule; show 3",
-        ),
-        ({"rule": "interleaved", "families": ["affine", "arithmetic"], "n_shown": 5}, "show 6 or more"),
-        ({"rule": "interleaved", "families": ["arithmetic", "affine"], "n_shown": 6}, "show 7 or more"),
-        ({"rule": "periodic", "period": 4}, "n_shown=4: of rule periodic 5 numbers"),
-    ],
-)
-def test_a_pattern_that_cannot_be_known_is_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
-        DataConfig.model_validate({"examples": {"kind": "pattern_reasoning", **changes}, "seq_len": 40})
+@pytest.mark.parametrize(("task", "n_pairs"), [("remember", 9), ("rewrite", 9)])
+def test_retrieval_is_the_papers(task, n_pairs):
+    """`key SEP value EOS` a segment, then `key GEN value EOS`: GEN, value and EOS are in the loss, and what they are
+    followed by is value and EOS."""
+    body = {"kind": "associative_retrieval", "task": task, "n_pairs": n_pairs, "key_size": 1, "value_size": 2}
+    examples = DataConfig.model_validate({"examples": body, "seq_len": 50}).examples
+    ids, targets = examples.build("validation", 50)
+    SEP, GEN, EOS = 16, 17, 18
+    n_repeated = 0
+    for row, asked in zip(ids.tolist(), targets.tolist(), strict=True):
+        segments = [row[i * 5 : i * 5 + 5] for i in range(n_pairs)]
+        assert all(s[1] == SEP and s[4] == EOS and max(s[0], *s[2:4]) < 16 for s in segments)
+        value_of = {s[0]: s[2:4] for s in segments}  # the latest
+        n_repeated += len(value_of) < n_pairs
+        key, *last = row[5 * n_pairs :]
+        assert last == [GEN, *value_of[key], PADDING]
+        assert asked[5 * n_pairs + 1 :] == [*value_of[key], EOS, UNASKED]
+        assert set(asked[: 5 * n_pairs + 1]) == {UNASKED}
+    assert (n_repeated > 0) == (task == "rewrite")
+    assert examples.chance() == pytest.approx((2 / 16 + 1) / 3)
 
 
 def test_facts_are_apart_and_distractors_have_no_mark():
