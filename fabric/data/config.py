@@ -123,6 +123,11 @@ class DataConfig(Config):
         return tuple(name for name in OF_TEXT if name != "tokenizer" or not self.examples.READS_TEXT)
 
     @property
+    def n_asked(self) -> float | None:
+        """Positions of an example that are asked, on average; None of a text, and where only the rows say."""
+        return None if self.examples is None else self.examples.n_asked(self.seq_len)
+
+    @property
     def order(self) -> str:
         """`exact` (a function of seed and step, for any number of workers) or `approximate` (a stream's)."""
         return "exact" if self.stream is None else "approximate"

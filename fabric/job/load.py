@@ -108,7 +108,7 @@ class Job:
         if auto:
             from fabric.planning.machine_speed import resolved
 
-            train = resolved(train, model, data.seq_len, self.device, self.threads)
+            train = resolved(train, model, data.seq_len, self.device, self.threads, data.n_asked)
         try:
             self.config.resources.check(train, self.device)
             self.config.resources.cpus_for_data(data.stream is not None)

@@ -36,16 +36,21 @@ def training_tokens(spec: TrialSpec) -> int:
     return n_steps(spec) * spec.train.batch_size * spec.data.seq_len
 
 
+def _forward_flops(spec: TrialSpec) -> float:
+    """Of a token."""
+    return spec.train.objective.flops_per_token(spec.model, spec.data.seq_len, spec.data.n_asked)
+
+
 def training_flops(spec: TrialSpec) -> float:
     """FLOPs of the whole run: forward, and twice that backward, of every token."""
-    forward = spec.train.objective.flops_per_token(spec.model, spec.data.seq_len)
+    forward = _forward_flops(spec)
     return 3 * forward * training_tokens(spec)
 
 
 def evaluation_flops(spec: TrialSpec) -> float:
     """FLOPs of the validations on the way and of the final readings of both splits, where their size is stated."""
     evaluate = spec.evaluate
-    forward = spec.train.objective.flops_per_token(spec.model, spec.data.seq_len)
+    forward = _forward_flops(spec)
     times = evaluate.times
     if evaluate.every_tokens is not None:
         times = training_tokens(spec) // evaluate.every_tokens

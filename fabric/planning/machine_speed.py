@@ -88,7 +88,14 @@ def _flops_per_second(dtype: object, device: str, n: int = 1024) -> float:
     return best
 
 
-def resolved(train: TrainConfig, model: ModelConfig, seq_len: int, device: str, threads: int) -> TrainConfig:
+def resolved(
+    train: TrainConfig,
+    model: ModelConfig,
+    seq_len: int,
+    device: str,
+    threads: int,
+    n_asked: float | None = None,
+) -> TrainConfig:
     """The training section with every `auto` decided; unchanged without one."""
     if train.precision != "auto" and train.compile != "auto":
         return train
@@ -99,7 +106,7 @@ def resolved(train: TrainConfig, model: ModelConfig, seq_len: int, device: str, 
     compiled = train.compile
     if compiled == "auto":
         tokens = train.n_tokens(n_params(model))
-        flops = 3 * train.objective.flops_per_token(model, seq_len) * tokens
+        flops = 3 * train.objective.flops_per_token(model, seq_len, n_asked) * tokens
         rate = SHARE_OF_PRODUCTS * (speed.fp32 if precision == "fp32" else speed.bf16)
         compiled = not speed.own_kernels and flops / rate * SAVED > COMPILE_SECONDS
     return train.model_copy(update={"precision": precision, "compile": compiled})

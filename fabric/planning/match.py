@@ -9,7 +9,9 @@ from typing import Literal
 
 from fabric.job.errors import explain
 from fabric.job.load import Configuration, Job
-from models import flops_per_token, n_params, state_bytes
+from fabric.train.objectives.base import ObjectiveConfig
+from fabric.train.objectives.next_token import NextToken
+from models import n_params, state_bytes
 from models.config import ModelConfig
 
 MISMATCH_WARNED = 0.03
@@ -28,6 +30,7 @@ def solved_paths(what: str) -> tuple[str, ...]:
     return tuple(f"model.{section}.{name}" for name in names)
 
 
+NEXT_TOKEN = NextToken(kind="next_token")
 What = Literal["params", "flops", "state"]
 
 
@@ -42,7 +45,14 @@ def matched_configuration(
     if what == "none":
         return configuration, None
     try:
-        model, mismatch = matched(configuration.model, base.model, what, configuration.data.seq_len)
+        model, mismatch = matched(
+            configuration.model,
+            base.model,
+            what,
+            configuration.data.seq_len,
+            configuration.train.objective,
+            configuration.data.n_asked,
+        )
     except ValueError as error:
         raise explain(job.document, ("search", "match"), str(error)) from None
     if configuration.start is not None and model != configuration.model:
@@ -55,14 +65,22 @@ def matched_configuration(
 
 
 @lru_cache(maxsize=1024)
-def matched(model: ModelConfig, target: ModelConfig, what: What, seq_len: int) -> tuple[ModelConfig, float]:
+def matched(
+    model: ModelConfig,
+    target: ModelConfig,
+    what: What,
+    seq_len: int,
+    objective: ObjectiveConfig = NEXT_TOKEN,
+    n_asked: float | None = None,
+) -> tuple[ModelConfig, float]:
     """The model with its width solved for the target's cost, and the relative mismatch that is left.
 
     Parameters and FLOPs are matched by the feed-forward width `ffn.d_ff`, state by the mixer's own width (head or
-    latent size; layers of a `mixer_pattern` all get the same). A model that costs the same as it is stays as it is.
+    latent size; layers of a `mixer_pattern` all get the same); FLOPs are those of `objective`, with `n_asked` positions
+    asked of each example. A model that costs the same as it is stays as it is.
     Raises ValueError when the model has no such width, or none comes nearer than half or twice the target.
     """
-    cost = _cost(what, seq_len)
+    cost = _cost(what, seq_len, objective, n_asked)
     goal = cost(target)
     if cost(model) == goal:
         return model, 0.0
@@ -90,11 +108,13 @@ def matched(model: ModelConfig, target: ModelConfig, what: What, seq_len: int) -
     return tried[width], mismatch
 
 
-def _cost(what: What, seq_len: int) -> Callable[[ModelConfig], float]:
+def _cost(
+    what: What, seq_len: int, objective: ObjectiveConfig, n_asked: float | None
+) -> Callable[[ModelConfig], float]:
     if what == "params":
         return lambda m: float(n_params(m))
     if what == "flops":
-        return lambda m: float(flops_per_token(m, seq_len))
+        return lambda m: objective.flops_per_token(m, seq_len, n_asked)
     return lambda m: float(state_bytes(m, seq_len, 2))
 
 

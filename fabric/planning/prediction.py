@@ -24,7 +24,8 @@ def predictions(
     if resources.most == 1 and scale != SCALE:
         return []
     train, seq_len = base.train, base.data.seq_len
-    flops = 3 * train.objective.flops_per_token(base.model, seq_len) * train.batch_size * seq_len
+    forward = train.objective.flops_per_token(base.model, seq_len, base.data.n_asked)
+    flops = 3 * forward * train.batch_size * seq_len
 
     def step(flops_per_second: float) -> Step:
         seconds = flops / flops_per_second

@@ -281,7 +281,7 @@ def _arm_cost(study: Study, phase: PhaseRun, arm: ArmRun) -> ArmCost:
         phase.name,
         arm.arm.name,
         n_params(model),
-        3 * configuration.train.objective.flops_per_token(model, seq_len),
+        3 * configuration.train.objective.flops_per_token(model, seq_len, configuration.data.n_asked),
         state_bytes(model, seq_len, 2),
         peak_memory_bytes(trial.spec),
         arm.mismatch,

@@ -27,10 +27,8 @@ def flops_per_second(store: Store, base: Configuration, threads: int) -> tuple[f
 def one_process(base: Configuration, threads: int) -> tuple[float, str]:
     """FLOP/s of the base in one process with `threads` threads, tried out now, and how."""
     tokens = (base.train.micro_batch_size or base.train.batch_size) * base.data.seq_len
-    if (
-        3 * base.train.objective.flops_per_token(base.model, base.data.seq_len) * tokens
-        <= LARGEST_PROBE_FLOPS
-    ):
+    per_token = base.train.objective.flops_per_token(base.model, base.data.seq_len, base.data.n_asked)
+    if 3 * per_token * tokens <= LARGEST_PROBE_FLOPS:
         return _probe_steps(base, threads), "a second of real training steps"
     return _probe_product(threads), "a timed matrix product (an upper bound)"
 
@@ -66,9 +64,8 @@ def _probe_steps(base: Configuration, threads: int) -> float:
         stepper = Stepper(model, train.optimizer.build(model), train, "cpu")
         n = train.micro_batch_size or train.batch_size
         n_ids = base.model.vocab_size - train.objective.EXTRA_IDS
-        pair = train.objective.examples(
-            train.objective.random_rows(n, seq_len, n_ids), seed=0, step=0, n_ids=n_ids
-        )
+        rows = train.objective.random_rows(n, seq_len, n_ids, base.data.n_asked)
+        pair = train.objective.examples(rows, seed=0, step=0, n_ids=n_ids)
         ids, targets = (torch.from_numpy(x) for x in pair)
         times: list[float] = []
         started = time.perf_counter()
@@ -79,7 +76,7 @@ def _probe_steps(base: Configuration, threads: int) -> float:
             times.append(time.perf_counter() - at)
     finally:
         torch.set_num_threads(before)
-    flops = 3 * train.objective.flops_per_token(base.model, seq_len) * n * seq_len
+    flops = 3 * train.objective.flops_per_token(base.model, seq_len, base.data.n_asked) * n * seq_len
     return flops / statistics.median(times[1:])
 
 

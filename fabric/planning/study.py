@@ -215,14 +215,15 @@ class Study:
         self.registry.write(f"plan-{run.index}", body)
 
     def _arm_body(self, run: ArmRun) -> dict[str, Any]:
-        model, seq_len = run.configuration.model, run.configuration.data.seq_len
+        model, data = run.configuration.model, run.configuration.data
+        forward = run.configuration.train.objective.flops_per_token(model, data.seq_len, data.n_asked)
         return {
             "name": run.arm.name,
             "overrides": {o.path: o.value for o in run.arm.overrides},
             "mismatch": run.mismatch,
             "n_params": n_params(model),
-            "flops_per_token": 3 * run.configuration.train.objective.flops_per_token(model, seq_len),
-            "state_bytes": state_bytes(model, seq_len, 2),
+            "flops_per_token": 3 * forward,
+            "state_bytes": state_bytes(model, data.seq_len, 2),
             "tuning": [{"point": t.point, **t.reference()} for t in run.tuning],
         }
 

@@ -53,7 +53,7 @@ class Engine:
         self.seq_len = trial.data.seq_len
         self.tokens_per_step = self.config.batch_size * self.seq_len
         self.n_params = models.n_params(trial.model)
-        forward = self.config.objective.flops_per_token(trial.model, self.seq_len)
+        forward = self.config.objective.flops_per_token(trial.model, self.seq_len, trial.data.n_asked)
         self.flops_per_token = 3 * forward  # backward: twice forward
         self.n_steps = self.config.n_steps(self.seq_len, self.n_params)
         self.stream = None if trial.data.stream is None else _stream(trial, cache, group, read)

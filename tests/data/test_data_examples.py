@@ -50,6 +50,19 @@ def test_rows_are_labelled_examples_and_the_oracle_is_always_right(name):
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_as_many_positions_are_asked_as_are_said(name):
+    """Of every row the same, or on average where some rows have no answer."""
+    examples, ids, targets = many(name)
+    n_asked_N = (targets != UNASKED).sum(1)
+    wanted = examples.n_asked(ids.shape[1])
+    assert config_of(name).n_asked == wanted
+    if n_asked_N.min() == n_asked_N.max():
+        assert n_asked_N[0] == wanted
+    else:
+        assert n_asked_N.mean() == pytest.approx(wanted, abs=4 * n_asked_N.std() / len(ids) ** 0.5)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_the_question_alone_tells_no_more_than_chance(name):
     """A table from all that is left of a row to its answer, learned on most rows, asked of the others."""
     examples, ids, targets = many(name, 12_000)
@@ -293,6 +306,9 @@ class _Constant(GeneratedExamples):
     def draw(self, random, n, seq_len):
         ids = np.ones((n, seq_len), np.int64)
         return ids, ids, row_keys(ids)
+
+    def n_asked(self, seq_len):
+        return seq_len
 
     def chance(self):
         return 1.0

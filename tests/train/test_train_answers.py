@@ -7,17 +7,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_train_resume import assert_equal_ends
+from torch.utils.flop_counter import FlopCounterMode
 from train_kit import Reports, die_before_step, losses, make_trial, run_child
 
 from fabric.data import DataConfig, ExampleCache, prepare
 from fabric.evaluate import lm
 from fabric.evaluate.test import read_test_split
 from fabric.job.metrics import METRICS
+from fabric.planning.cost import training_flops
 from fabric.store import FINISHED, RUNNING
 from fabric.train import loop
 from fabric.train.checkpoint import load_model, newest_checkpoint
 from fabric.train.engine import Engine
 from fabric.train.objectives.answers import Answers
+from models import flops_per_token
 
 ANSWERS = Answers(kind="answers")
 SEQ_LEN = 32
@@ -64,6 +67,40 @@ def by_hand(model, ids, targets):
     logits = model(ids).logits.double()
     each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
     return (each * (targets != -100)).sum(1) / (targets != -100).sum(1)
+
+
+@pytest.mark.parametrize("n_pairs", [1, 4, 8])
+def test_flops_of_the_output_matrix_are_those_counted(labelled, n_pairs):
+    """Of asked positions alone: products of the whole model less those of its hidden states."""
+    data = DataConfig.model_validate({"examples": {**MQAR, "n_pairs": n_pairs}, "seq_len": SEQ_LEN})
+    trial = answering(data, labelled[1])
+    model = trial.train.objective.build(trial.model, 0)
+    ids_NT, targets_NT, _ = data.examples.draw(np.random.default_rng(0), 5, SEQ_LEN)
+    ids, targets = pair_of(np.stack((ids_NT, targets_NT), axis=1))
+    with torch.no_grad(), FlopCounterMode(display=False) as hidden:
+        model.hidden(ids)
+    with torch.no_grad(), FlopCounterMode(display=False) as whole:
+        ANSWERS.sum_nll(model, ids, targets)
+    counted = (whole.get_total_flops() - hidden.get_total_flops()) / ids.numel()
+    everywhere = 2 * trial.model.d_model * trial.model.vocab_size
+    before = flops_per_token(trial.model, SEQ_LEN) - everywhere
+    assert counted > 0
+    assert ANSWERS.flops_per_token(trial.model, SEQ_LEN, data.n_asked) == pytest.approx(before + counted)
+    assert ANSWERS.flops_per_token(trial.model, SEQ_LEN) == before + everywhere, "the upper bound"
+    assert ANSWERS.flops_per_token(trial.model, SEQ_LEN, SEQ_LEN) == before + everywhere
+
+
+def test_plan_trial_and_speed_count_the_same_flops(labelled, store):
+    data, cache = labelled
+    trial = answering(data, cache, steps=4)
+    forward = ANSWERS.flops_per_token(trial.model, SEQ_LEN, 4)
+    assert forward < ANSWERS.flops_per_token(trial.model, SEQ_LEN)
+    assert training_flops(trial) == 3 * forward * 4 * 4 * SEQ_LEN
+    outcome = loop.run(trial, store.trial(trial.id), cache)
+    assert outcome.final["flops"] == training_flops(trial)
+    assert Engine(trial, cache).flops_per_token == 3 * forward
+    rows = ANSWERS.random_rows(3, SEQ_LEN, 40, data.n_asked)
+    assert ((rows[:, 1] != -100).sum(1) == 4).all(), "what speed is measured on asks as much"
 
 
 def test_the_loss_is_the_mean_over_rows_of_each_rows_mean(model):

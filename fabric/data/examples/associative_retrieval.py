@@ -60,6 +60,9 @@ class AssociativeRetrievalConfig(GeneratedExamples):
         """The place of GEN, where the value's first symbol is asked."""
         return self.n_pairs * self._pair_size + self.key_size
 
+    def n_asked(self, seq_len: int) -> float:
+        return self.value_size + 1  # EOS
+
     def chance(self) -> float:
         return (self.value_size / SYMBOLS + 1) / (self.value_size + 1)  # EOS is known
 

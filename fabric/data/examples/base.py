@@ -79,6 +79,10 @@ class ExamplesConfig(DataPart):
         """The training split's texts, for a tokenizer that is trained; nothing where rows are no text."""
         return iter(())
 
+    def n_asked(self, seq_len: int) -> float | None:
+        """Positions of a row that are asked, on average; None where only the rows themselves say."""
+        return None
+
     @abstractmethod
     def build(self, split: str, seq_len: int, tokenizer: Tokenizer | None) -> Rows:
         """All rows of a split, ids_NT and targets_NT. No row is in two splits; every row asks something."""
@@ -106,6 +110,10 @@ class GeneratedExamples(ExamplesConfig):
         self, random: np.random.Generator, n: int, seq_len: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`n` rows: ids_NT, targets_NT, and keys_N, uint64: rows of one key are never in two splits (`row_keys`)."""
+
+    @abstractmethod
+    def n_asked(self, seq_len: int) -> float:
+        """Positions of a row that are asked: of each row, or what the generator's mean is."""
 
     @abstractmethod
     def chance(self) -> float:

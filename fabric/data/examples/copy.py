@@ -25,6 +25,9 @@ class CopyConfig(GeneratedExamples):
     def n_ids(self) -> int:
         return self.n_symbols + 1
 
+    def n_asked(self, seq_len: int) -> float:
+        return self.length
+
     def chance(self) -> float:
         return 1 / self.n_symbols
 

@@ -50,6 +50,9 @@ class MarkerMemoryConfig(GeneratedExamples):
     def n_ids(self) -> int:
         return N_IDS
 
+    def n_asked(self, seq_len: int) -> float:
+        return self.n_queries
+
     def chance(self) -> float:
         return 1 / N_VALUES
 

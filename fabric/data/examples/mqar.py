@@ -43,6 +43,9 @@ class MQARConfig(GeneratedExamples):
     def n_ids(self) -> int:
         return self.vocab_size
 
+    def n_asked(self, seq_len: int) -> float:
+        return self.n_pairs
+
     def chance(self) -> float:
         return 2 / self.vocab_size
 

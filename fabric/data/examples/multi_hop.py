@@ -63,6 +63,9 @@ class MultiHopConfig(GeneratedExamples):
     def n_ids(self) -> int:
         return N_IDS
 
+    def n_asked(self, seq_len: int) -> float:
+        return 1
+
     def chance(self) -> float:
         """Of a chain: for who guesses among the ends of all."""
         return 1 / PRIME if self.question == "sum" else 1 / self._n_chains

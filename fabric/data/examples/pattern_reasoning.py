@@ -89,11 +89,14 @@ class PatternReasoningConfig(GeneratedExamples):
     def _length(self) -> int:
         return self._answer_at + self.n_predict
 
+    def n_asked(self, seq_len: int) -> float:
+        return self.invalid_share + (1 - self.invalid_share) * self.n_predict
+
     def chance(self) -> float:
         """Where wrong numbers are commoner than any one number, INVALID is the best guess of the first answer."""
         wrong, n = self.invalid_share, self.n_predict
         number = (1 - wrong) / (PRIME - 1)  # a geometric sequence is never 0
-        return (max(wrong, number) + (n - 1) * number) / (wrong + (1 - wrong) * n)
+        return (max(wrong, number) + (n - 1) * number) / self.n_asked(self._length)
 
     def check(self, seq_len: int) -> None:
         if seq_len < self._length:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from fabric.data.examples.base import UNASKED
 from fabric.train.objectives.base import ObjectiveConfig
 
 if TYPE_CHECKING:
@@ -46,15 +47,20 @@ class Answers(ObjectiveConfig):
     def most_targets(self, seq_len: int) -> int:
         return seq_len
 
-    def flops_per_token(self, model: ModelConfig, seq_len: int) -> float:
-        """With the output matrix at every position, as for text; only asked positions spend it."""
+    def flops_per_token(self, model: ModelConfig, seq_len: int, n_asked: float | None = None) -> float:
+        """With the output matrix at the `n_asked` positions of a row that spend it; where their number is not known
+        before the rows are there, at all of them, which is an upper bound.
+        """
         import models
 
-        return models.flops_per_token(model, seq_len)
+        unasked = 0.0 if n_asked is None else 1 - n_asked / seq_len
+        return models.flops_per_token(model, seq_len) - 2.0 * model.d_model * model.vocab_size * unasked
 
-    def random_rows(self, n_rows: int, seq_len: int, n_ids: int) -> np.ndarray:
+    def random_rows(self, n_rows: int, seq_len: int, n_ids: int, n_asked: float | None = None) -> np.ndarray:
+        """As many are asked as is known, else half of them: the most that copying asks."""
         ids_B2T = np.random.default_rng(0).integers(0, n_ids, (n_rows, 2, seq_len))
-        ids_B2T[:, 1, : seq_len // 2] = -100  # the half that is the most a task asks, copying
+        n = seq_len - seq_len // 2 if n_asked is None else max(1, round(n_asked))
+        ids_B2T[:, 1, : seq_len - n] = UNASKED
         return ids_B2T
 
     def examples(

@@ -100,15 +100,18 @@ class ObjectiveConfig(Part):
         """The most positions of a row whose logits are computed."""
         return self.n_targets(seq_len)
 
-    def random_rows(self, n_rows: int, seq_len: int, n_ids: int) -> np.ndarray:
+    def random_rows(self, n_rows: int, seq_len: int, n_ids: int, n_asked: float | None = None) -> np.ndarray:
         """Rows of random ids for `examples`, the same every time: what speed is measured on."""
         import numpy as np
 
         return np.random.default_rng(0).integers(0, n_ids, (n_rows, seq_len + 1))
 
     @abstractmethod
-    def flops_per_token(self, model: ModelConfig, seq_len: int) -> float:
-        """Forward FLOPs a token read, output matrix included; a training step is three times that."""
+    def flops_per_token(self, model: ModelConfig, seq_len: int, n_asked: float | None = None) -> float:
+        """Forward FLOPs a token read, output matrix included; a training step is three times that.
+
+        `n_asked`: the data's, `DataConfig.n_asked`; an objective that itself says what is asked has no use for it.
+        """
 
     @abstractmethod
     def examples(

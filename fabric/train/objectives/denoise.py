@@ -53,7 +53,7 @@ class Denoise(ObjectiveConfig):
     def n_targets(self, seq_len: int) -> int:
         return min(seq_len, max(1, round(self.mask_rate * seq_len)))
 
-    def flops_per_token(self, model: ModelConfig, seq_len: int) -> float:
+    def flops_per_token(self, model: ModelConfig, seq_len: int, n_asked: float | None = None) -> float:
         import models
 
         head = 2 * model.d_model * model.vocab_size * self.n_targets(seq_len) / seq_len

@@ -24,7 +24,7 @@ class NextToken(ObjectiveConfig):
     def n_targets(self, seq_len: int) -> int:
         return seq_len
 
-    def flops_per_token(self, model: ModelConfig, seq_len: int) -> float:
+    def flops_per_token(self, model: ModelConfig, seq_len: int, n_asked: float | None = None) -> float:
         import models
 
         return models.flops_per_token(model, seq_len)

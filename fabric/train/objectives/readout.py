@@ -63,14 +63,14 @@ class ReadoutObjective(ObjectiveConfig):
         """1: the loss is a mean over rows."""
         return 1
 
-    def flops_per_token(self, model: ModelConfig, seq_len: int) -> float:
+    def flops_per_token(self, model: ModelConfig, seq_len: int, n_asked: float | None = None) -> float:
         """Without the output matrix, which is not there; the readout's own are left out (K numbers, not V)."""
         import models
 
         head = 2.0 * model.d_model * model.vocab_size if model.causal else 0.0
         return models.flops_per_token(model, seq_len) - head
 
-    def random_rows(self, n_rows: int, seq_len: int, n_ids: int) -> np.ndarray:
+    def random_rows(self, n_rows: int, seq_len: int, n_ids: int, n_asked: float | None = None) -> np.ndarray:
         """Asked at the end alone."""
         rows_B2T = np.random.default_rng(0).integers(0, n_ids, (n_rows, 2, seq_len))
         rows_B2T[:, 1, :-1] = UNASKED
