@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from fabric.evaluate import scores
+from fabric.evaluate import jackknife, scores
 from fabric.evaluate.scores import Difference, Score
 from fabric.evaluate.task import Outcome
 
@@ -142,6 +142,25 @@ class Confusion:
 
     def _n_classes(self, outcomes: Sequence[Outcome]) -> int:
         return max(map(self.n_classes, outcomes), default=0)
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """A share that counts different things: its value of all outcomes, and of all but one each (`jackknife`)."""
+
+    metric: Callable[[Sequence[Outcome]], tuple[float, np.ndarray]]
+    better: Better = "higher"
+
+    def score(self, outcomes: Sequence[Outcome]) -> Score:
+        return jackknife.jackknifed(*self.metric(outcomes), least=0.0, most=1.0)
+
+    def difference(self, a: Sequence[Outcome], b: Sequence[Outcome]) -> Difference:
+        if len(a) != len(b):
+            raise ValueError(
+                f"{len(a)} and {len(b)} outcomes: a paired comparison needs the same items of both"
+            )
+        (value_a, without_a), (value_b, without_b) = self.metric(a), self.metric(b)
+        return jackknife.jackknifed_difference(value_b - value_a, without_b - without_a, most=1.0)
 
 
 @dataclass(frozen=True)

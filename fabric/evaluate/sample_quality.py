@@ -1,12 +1,14 @@
 """Sample quality: texts drawn from the model, how varied they are, and how likely the model finds them.
 
-distinct-n and repetition as `samples.diversity` has them. Self-perplexity: exp of the mean negative log-likelihood, at
-temperature 1, of the drawn tokens; it is low for repetitive texts and says nothing alone. The texts are kept.
+distinct-n and repetition as `samples.diversity` has them, at the number of samples there are (of more samples a smaller
+share of n-grams is distinct, so compare equal numbers), with intervals by leaving one sample out (`jackknife`).
+Self-perplexity: exp of the mean negative log-likelihood, at temperature 1, of the drawn tokens; it is low for
+repetitive texts and says nothing alone. The texts are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -14,7 +16,8 @@ import numpy as np
 from pydantic import Field
 
 from fabric.data.rows import TaskDataError
-from fabric.evaluate.measures import Measure, Ratio, Whole
+from fabric.evaluate.jackknife import distinct, mean_where
+from fabric.evaluate.measures import LeaveOneOut, Measure, Ratio
 from fabric.evaluate.samples import ngrams
 from fabric.evaluate.task import Asked, Outcome, Ran, Task
 
@@ -85,20 +88,15 @@ class SampleTask(Task):
     def measures(self) -> dict[str, Measure]:
         return {
             "self_perplexity": Ratio(lambda o: o["nats"], lambda o: len(o["ids"]), np.exp, better=None),
-            **{f"distinct_{n}": Whole(_distinct(n)) for n in (1, 2, 3)},
-            "repetition_4": Whole(_repetition, better="lower"),
+            **{f"distinct_{n}": LeaveOneOut(_distinct(n)) for n in (1, 2, 3)},
+            "repetition_4": LeaveOneOut(_repetition, better="lower"),
         }
 
 
-class _distinct:
-    def __init__(self, n: int) -> None:
-        self.n = n
-
-    def __call__(self, outcomes: Sequence[Outcome]) -> float:
-        grams = [g for o in outcomes for g in ngrams(o["ids"], self.n)]
-        return len(set(grams)) / len(grams) if grams else 0.0
+def _distinct(n: int) -> Callable[[Sequence[Outcome]], tuple[float, np.ndarray]]:
+    return lambda outcomes: distinct([o["ids"] for o in outcomes], n)
 
 
-def _repetition(outcomes: Sequence[Outcome]) -> float:
-    repeated = [1 - len(set(g)) / len(g) for o in outcomes if (g := ngrams(o["ids"], 4))]
-    return sum(repeated) / len(repeated) if repeated else 0.0
+def _repetition(outcomes: Sequence[Outcome]) -> tuple[float, np.ndarray]:
+    grams = [ngrams(o["ids"], 4) for o in outcomes]
+    return mean_where([1 - len(set(g)) / len(g) if g else None for g in grams])

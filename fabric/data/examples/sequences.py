@@ -157,7 +157,7 @@ class _Fibonacci(Family):
         return np.stack(found[:length], axis=-1)
 
     def _is_rule(self, terms: np.ndarray) -> np.ndarray:
-        return terms[..., :2].any(axis=-1)
+        return (terms[..., 0] != 0) | (terms[..., 1] != 0)
 
 
 @lru_cache(maxsize=1)
