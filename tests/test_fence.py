@@ -61,6 +61,7 @@ def test_a_trial_process_imports_torch_and_ours_only() -> None:
         "bitsandbytes",
         "tokenizers",
         "pyarrow",
+        "scipy",  # of tasks' scores: by who has tasks or minimal pairs
         "ray",
         "matplotlib",
     }

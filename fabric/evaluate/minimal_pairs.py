@@ -1,50 +1,21 @@
-"""Minimal pairs (BLiMP, Warstadt et al. 2020, arXiv 1912.00582): is the grammatical sentence the more likely one?"""
+"""Minimal pairs (BLiMP, Warstadt et al. 2020, arXiv 1912.00582) of any folder, at a trial's end: task `blimp`'s scores.
+
+Two things differ from the task: a paradigm is a file, so rows need no UID; and a tie is wrong. The task takes the first
+of equal options, as lm-evaluation-harness does, and the good sentence is the first.
+"""
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fabric.evaluate.likelihood import ROWS, Request, likelihoods
+from fabric.data.rows import Row, Table, TaskDataError
+from fabric.evaluate.likelihood import ROWS
 
 if TYPE_CHECKING:
     from fabric.data.tokenizer import Tokenizer
-
-
-def read_pairs(folder: Path) -> dict[str, list[tuple[str, str]]]:
-    """{paradigm: [(good, bad)]} of a folder of JSONL files (or one file) with `sentence_good` and `sentence_bad`.
-
-    Raises ValueError naming file and line for anything else.
-    """
-    files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else [folder]
-    if not files or not files[0].exists():
-        raise ValueError(
-            f"{folder}: no .jsonl file there; evaluate.minimal_pairs wants a folder of BLiMP's files"
-        )
-    found: dict[str, list[tuple[str, str]]] = {}
-    for file in files:
-        # Not splitlines: JSON may hold U+2028 and the like unescaped.
-        lines = file.read_bytes().split(b"\n")
-        pairs = [_pair(line, f"{file}:{n}") for n, line in enumerate(lines, 1) if line.strip()]
-        if pairs:
-            found[file.stem] = pairs
-    if not found:
-        raise ValueError(f"{folder}: its files hold no pairs")
-    return found
-
-
-def _pair(line: bytes, where: str) -> tuple[str, str]:
-    try:
-        row = json.loads(line)
-        good, bad = row["sentence_good"], row["sentence_bad"]
-    except (ValueError, KeyError, TypeError):
-        good = bad = None
-    if not (isinstance(good, str) and isinstance(bad, str) and good and bad):
-        raise ValueError(
-            f"{where}: a minimal pair is a JSON object with the texts sentence_good and sentence_bad"
-        )
-    return good, bad
+    from fabric.evaluate.options import Item, OptionTask
 
 
 def paradigm_accuracy(
@@ -54,13 +25,41 @@ def paradigm_accuracy(
 
     A sentence is scored whole, after an end-of-text token; a tie counts as wrong. None when a sentence is longer
     than the model's `max_seq_len`: an accuracy over some of the pairs would compare with nothing. BLiMP's headline
-    is the mean over paradigms.
+    is the mean over paradigms. Raises ValueError as `read_pairs`.
     """
-    paradigms = read_pairs(folder)
-    texts = sorted({text for pairs in paradigms.values() for pair in pairs for text in pair})
-    requests = [Request((tokenizer.eos_id,), tuple(tokenizer.encode(text))) for text in texts]
-    if max(len(r.continuation) for r in requests) > model.config.max_seq_len:
+    from fabric.evaluate.subject import Subject
+    from fabric.trained import Trained
+
+    task, items = read_pairs(folder)
+    subject = Subject.of(Trained(Path(), model.config, tokenizer, lambda: model), precision)
+    try:
+        prepared = task.prepare(items, subject)
+    except TaskDataError:  # of rows that were read, only a sentence that is too long
         return None
-    found = likelihoods(model, requests, rows=batch_size, precision=precision)
-    nats = {text: likelihood.nats for text, likelihood in zip(texts, found, strict=True)}
-    return {name: sum(nats[g] > nats[b] for g, b in pairs) / len(pairs) for name, pairs in paradigms.items()}
+    right: dict[str, list[bool]] = {}
+    for outcome in task.run(prepared, subject, rows=batch_size).outcomes:
+        good, bad = outcome["scores"]
+        right.setdefault(outcome["group"], []).append(good > bad)
+    return {name: sum(found) / len(found) for name, found in right.items()}
+
+
+def read_pairs(folder: Path) -> tuple[OptionTask, list[Item]]:
+    """Task `blimp` on a folder of JSONL files (or one file) with `sentence_good` and `sentence_bad`, and its items.
+
+    Raises ValueError naming file and line for anything else.
+    """
+    from fabric.evaluate.task import Asked
+    from fabric.evaluate.tasks.blimp import BLIMP  # with scipy
+
+    files = list(folder.glob("*.jsonl")) if folder.is_dir() else [folder]
+    if not files or not files[0].exists():
+        raise ValueError(
+            f"{folder}: no .jsonl file there; evaluate.minimal_pairs wants a folder of BLiMP's files"
+        )
+    folder = folder.resolve()
+    task = replace(BLIMP, rows=Table((folder.name,)), group=_file)
+    return task, task.load(Asked(folder.parent))
+
+
+def _file(row: Row) -> str:
+    return Path(row.where.rpartition(":")[0]).stem

@@ -15,6 +15,9 @@ from fabric.evaluate.lm import evaluating
 from fabric.evaluate.minimal_pairs import paradigm_accuracy, read_pairs
 from fabric.evaluate.recall import recall
 from fabric.evaluate.samples import diversity, draw, ngrams
+from fabric.evaluate.subject import Subject
+from fabric.evaluate.task import Asked
+from fabric.evaluate.tasks import task
 
 SEQ_LEN = 32
 
@@ -46,6 +49,9 @@ class Unigram(Stub):
     def __init__(self, counts) -> None:
         super().__init__(len(counts))
         self.logits_V = torch.log(torch.as_tensor(counts, dtype=torch.float32) + 1.0)
+
+    def eval(self):
+        return self
 
     def hidden(self, ids_BT, cache=None):
         return self.logits_V.expand(*ids_BT.shape, -1)
@@ -141,11 +147,19 @@ def test_sentences_longer_than_the_model_give_none(cache, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "row", ["{", '"text"', '{"sentence_good": "a"}', '{"sentence_good": "a", "sentence_bad": null}', "[1, 2]"]
+    ("row", "words"),
+    [
+        ("{", "not JSON"),
+        ('"text"', "a row is a JSON object, not str"),
+        ("[1, 2]", "not list"),
+        ('{"sentence_good": "a"}', r"no field 'sentence_bad' \(there are: sentence_good\)"),
+        ('{"sentence_good": "a", "sentence_bad": null}', "sentence_bad = None is no text"),
+        ('{"sentence_good": "a", "sentence_bad": ""}', "option 1 is empty"),
+    ],
 )
-def test_malformed_rows_name_file_and_line(tmp_path, row):
+def test_malformed_rows_name_file_and_line(tmp_path, row, words):
     write_rows(tmp_path / "p" / "bad.jsonl", [pair("a", "b"), "", row])
-    with pytest.raises(ValueError, match=r"bad\.jsonl:3: .*sentence_good"):
+    with pytest.raises(ValueError, match=rf"bad\.jsonl:3: .*{words}"):
         read_pairs(tmp_path / "p")
 
 
@@ -156,16 +170,38 @@ def test_bad_utf8_and_missing_files(tmp_path):
     with pytest.raises(ValueError, match=r"no \.jsonl file"):
         read_pairs(tmp_path / "absent.jsonl")
     (tmp_path / "p" / "x.jsonl").write_bytes(b"\n")
-    with pytest.raises(ValueError, match="hold no pairs"):
+    with pytest.raises(ValueError, match="holds no rows"):
         read_pairs(tmp_path / "p")
     (tmp_path / "p" / "x.jsonl").write_bytes(b'{"sentence_good": "\xff", "sentence_bad": "b"}')
-    with pytest.raises(ValueError, match=r"x\.jsonl:1"):
+    with pytest.raises(ValueError, match=r"x\.jsonl is not UTF-8 at byte 19"):
         read_pairs(tmp_path / "p")
 
 
 def test_a_line_separator_inside_a_sentence_ends_no_row(tmp_path):
     file = write_rows(tmp_path / "x.jsonl", [pair("a\u2028b", "b\u2028a")])
-    assert read_pairs(file) == {"x": [("a\u2028b", "b\u2028a")]}
+    _, (item,) = read_pairs(file)
+    assert (item.group, item.options) == ("x", ("a\u2028b", "b\u2028a"))
+
+
+def test_shares_are_those_of_the_task(cache, model, tmp_path):
+    """Where every file is a paradigm, and no two sentences are equally likely."""
+    words = ["the cat", "cat the", "a dog ran", "ran a dog", "home", "mat on", "on a mat", "her"]
+    for name in ("one", "two", "three"):
+        good = words[len(name) :] + words[: len(name)]
+        rows = [{**pair(g, b), "UID": name} for g, b in zip(good, words, strict=True)]
+        write_rows(tmp_path / "blimp" / f"{name}.jsonl", rows)
+    with evaluating(model):
+        found = paradigm_accuracy(model, cache.tokenizer(), tmp_path / "blimp")
+        again = paradigm_accuracy(model, cache.tokenizer(), tmp_path / "blimp", batch_size=3)
+        trained = SimpleNamespace(
+            config=model.config, model=model, tokenizer=cache.tokenizer(), hf_tokenizer=None
+        )
+        subject, blimp = Subject.of(trained), task("blimp")
+        outcomes = blimp.run(blimp.prepare(blimp.load(Asked(tmp_path)), subject), subject).outcomes
+    assert found == again
+    assert list(found) == ["one", "three", "two"]
+    assert 0 < sum(found.values()) / 3 < 1
+    assert sum(found.values()) / 3 == pytest.approx(blimp.scores(outcomes)["accuracy"].value)
 
 
 @pytest.mark.skipif("FABRIC_DATA" not in os.environ, reason="FABRIC_DATA names no folder with blimp/")
@@ -173,9 +209,10 @@ def test_blimp_is_read_and_scored(cache, model):
     folder = Path(os.environ["FABRIC_DATA"]) / "blimp"
     if not folder.is_dir():
         pytest.skip(f"no {folder}")
-    paradigms = read_pairs(folder)
+    _, items = read_pairs(folder)
+    paradigms = {item.group for item in items}
     assert len(paradigms) == 67
-    name = sorted(paradigms)[0]
+    name = min(paradigms)
     with evaluating(model):
         share = paradigm_accuracy(model, cache.tokenizer(), folder / f"{name}.jsonl")
     assert 0.2 < share[name] < 0.8  # an untrained model guesses
