@@ -10,6 +10,7 @@ import pytest
 
 import fabric
 from fabric.job.load import load_job, scale_names
+from fabric.planning.expand import arms_of_phase
 from fabric.planning.study import Machine, Study
 from fabric.store import Store
 
@@ -40,6 +41,24 @@ def test_a_corpus_that_is_not_fetched_is_planned_without_fetching_it(tmp_path: P
     assert {t.state for t in found.trials} <= {"new", "duplicate"}
     assert found.arms[0].n_params > 130_000_000
     assert list(tmp_path.iterdir()) == []
+
+
+def test_recall_is_asked_at_three_sizes_in_as_many_steps_with_and_without_the_convolution() -> None:
+    job = load_job(next(j for j in JOBS if j.stem == "recall"), "hour")
+    found = {}
+    for i, phase in enumerate(job.config.search.phases):
+        for arm in arms_of_phase(job, i, phase):
+            c = job.configure(arm.overrides)
+            assert (c.model.n_layers, c.model.d_model) == (2, 64)
+            assert c.train.n_steps(c.data.seq_len, 0) == 1500
+            assert c.data.seq_len <= c.model.max_seq_len
+            found[arm.name] = (c.data.seq_len, c.data.examples.n_pairs, c.model.short_conv)
+    sizes = ((64, 4), (128, 8), (256, 16))
+    assert found == {
+        f"{name}-{n}": (n, pairs, taps)
+        for n, pairs in sizes
+        for name, taps in (("attention", None), ("conv", 3))
+    }
 
 
 @pytest.mark.ray
