@@ -111,6 +111,8 @@ def export(target: str | Path | Url, out: str | Path) -> Path:
 
     folder = _target_folder(out)
     trained = find_trained(target)
+    if trained.tokenizer is None:
+        trained.check_language_model()
     if isinstance(trained.model, models.Readout):
         raise ValueError(
             f"{target} answers by a readout ({trained.trial.spec.train.objective.kind}), for which the field's formats "
