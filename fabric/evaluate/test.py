@@ -56,7 +56,7 @@ def read_test_split(spec: TrialSpec, record: TrialRecord, cache: TokenCache) -> 
         precision=spec.train.precision,
         objective=spec.train.objective,
     )
-    body = {
+    body: dict[str, Any] = {
         "step": checkpoint.step,
         "test_loss": result.loss,
         "test_perplexity": result.perplexity,
