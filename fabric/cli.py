@@ -324,7 +324,7 @@ def evaluate(
     ours = (
         measure_all(targets, names, **asked, workers=workers, address=address) if names or not theirs else []
     )
-    found = measure_with_harness(targets, known, limit=limit, seed=seed) if theirs else []
+    found = measure_with_harness(targets, known, limit=limit, seed=seed, out=out) if theirs else []
     if json:
         print_json([*(m.as_dict() for of_target in ours for m in of_target), *(h.as_dict() for h in found)])
         return

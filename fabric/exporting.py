@@ -108,9 +108,12 @@ def export(target: str | Path | Url, out: str | Path) -> Path:
     import models
     from fabric.model_card import model_card
     from models.hf import to_transformers
+    from models.hf.files import only_errors
 
     folder = _target_folder(out)
     trained = find_trained(target)
+    if trained.tokenizer is None:
+        trained.check_language_model()
     if isinstance(trained.model, models.Readout):
         raise ValueError(
             f"{target} answers by a readout ({trained.trial.spec.train.objective.kind}), for which the field's formats "
@@ -126,7 +129,8 @@ def export(target: str | Path | Url, out: str | Path) -> Path:
         # In the model's own config it would keep the token's embedding from being trained.
         converted.generation_config.pad_token_id = eos_id
     with _replacing(folder) as new:
-        converted.save_pretrained(new)
+        with only_errors():
+            converted.save_pretrained(new)
         if trained.hf_tokenizer is not None:
             trained.hf_tokenizer.save_pretrained(new)
         else:

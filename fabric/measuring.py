@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fabric.data.disk import sha256_of, write_atomic
 from fabric.evaluate import kept
 from fabric.evaluate.scores import Score
 from fabric.evaluate.task import Asked, Outcome, Task
 from fabric.evaluate.tasks import task as task_of
 from fabric.evaluate.tasks import tasks as known_tasks
 from fabric.paths import real_path
+from fabric.store import dump_json
 
 if TYPE_CHECKING:
     from fabric.evaluate.harness import Harnessed, HarnessTasks
@@ -141,9 +143,10 @@ def measure_with_harness(
     limit: int | None = None,
     seed: int = 0,
     precision: Precision = "fp32",
+    out: str | Path | None = None,
 ) -> list[Harnessed]:
     """The scores that lm-evaluation-harness finds for targets on its tasks (names, or paths of their YAML files;
-    or what `harness_tasks` made of these).
+    or what `harness_tasks` made of these). `out`: the folder that keeps them; they are measured each time.
 
     Raises ValueError where it is not installed, for a task it does not know, and for data it cannot get.
     """
@@ -152,7 +155,24 @@ def measure_with_harness(
     asked = tasks if isinstance(tasks, HarnessTasks) else harness_tasks(list(tasks))
     found: list[Harnessed] = []
     for target in map(str, targets):
-        found += run_harness(subject_of(target, precision), target, asked, limit=limit, seed=seed)
+        subject = subject_of(target, precision)
+        subject.trained.check_language_model()
+        results = run_harness(subject, target, asked, limit=limit, seed=seed)
+        how = {"limit": limit, "seed": seed, "precision": precision}
+        found += (
+            results if out is None else [_kept_beside(h, subject, how, real_path(Path(out))) for h in results]
+        )
+    return found
+
+
+def _kept_beside(harnessed: Harnessed, subject: Subject, how: dict[str, Any], out: Path) -> Harnessed:
+    """The result with its file. What the harness read is its own to know, so nothing is taken for measured already."""
+    key = kept.target_key(subject.trained, out / ".cache")
+    name = f"harness-{harnessed.task}-{sha256_of({**how, 'version': harnessed.version})[:16]}.json"
+    path = out / "evaluations" / key[:16] / name.replace("/", "-")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = replace(harnessed, path=str(path))
+    write_atomic(path, dump_json({**found.as_dict(), **how}))
     return found
 
 

@@ -287,14 +287,19 @@ def print_measured(found: list[list[Measured]]) -> None:
 
 
 def print_harnessed(found: list[Harnessed]) -> None:
-    """Scores of lm-evaluation-harness with their standard errors."""
+    """Scores of lm-evaluation-harness with their standard errors; what a guesser gets too says so."""
+    from fabric.evaluate.harness import SHARES
+
     console = _console()
-    table = table_of("target", "task", "version", "metric", "score", "standard error", "n")
+    table = table_of("target", "task", "version", "metric", "score", "standard error", "n", "chance", "")
     for h in found:
         for name, value in h.metrics.items():
             error = h.standard_errors.get(name)
             spread = "" if error is None else f"{error:.4f}"
-            table.add_row(h.target, h.task, h.version, name, f"{value:.4f}", spread, str(h.n_items))
+            chance = f"{h.chance[0]:.3f}" if h.chance and name.split(",")[0] in SHARES else ""
+            remark = "no better than chance" if h.is_chance(name) else ""
+            row = h.target, h.task, h.version, name, f"{value:.4f}", spread, str(h.n_items), chance, remark
+            table.add_row(*row)
     console.print(table)
 
 

@@ -37,11 +37,12 @@ class Trained:
     """A model with its tokenizer; `read` reads the weights, when `model` is first asked for.
 
     One that was not trained here has no `trial`, but a tokenizer of transformers (what it puts before a prompt counts).
+    One that was trained on examples with ids of their own has no tokenizer.
     """
 
     source: Place
     config: ModelConfig
-    tokenizer: Tokenizer
+    tokenizer: Any
     read: Callable[[], CausalLM]
     trial: Trial | None = None
     hf_tokenizer: Any = None
@@ -55,7 +56,7 @@ class Trained:
     def is_language_model(self) -> bool:
         """Whether it is a causal language model, known without its weights."""
         readout = self.trial is not None and not self.trial.spec.train.objective.KEEPS_LM_HEAD
-        return self.config.causal and not readout
+        return self.config.causal and not readout and self.tokenizer is not None
 
     def check_language_model(self) -> None:
         """Raise ValueError where it is none."""
@@ -63,6 +64,10 @@ class Trained:
             return
         spec = None if self.trial is None else self.trial.spec
         kind = "an encoder" if spec is None else f"objective {spec.train.objective.kind}"
+        if self.tokenizer is None:
+            kind = (
+                "its examples make ids of their own: there is no tokenizer, and no text to generate or score"
+            )
         hint = (
             ""
             if spec is None or spec.data.examples is None
@@ -155,7 +160,9 @@ def _find_trial(path: Place) -> Trained:
     spec = _spec_of(record)
     if spec is None or not record.checkpoints():
         raise ValueError(_NO_CHECKPOINT.format(record.id))
-    tokenizer = _token_cache(store, spec).tokenizer()
+    examples = spec.data.examples
+    has_text = examples is None or examples.READS_TEXT
+    tokenizer = _token_cache(store, spec).tokenizer() if has_text else None
     return Trained(path, spec.model, tokenizer, lambda: _last_weights(record)[1], Trial(store, record, spec))
 
 

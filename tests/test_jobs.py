@@ -18,9 +18,31 @@ JOBS = sorted((Path(__file__).resolve().parents[1] / "jobs").glob("*.yaml"))
 SCALES = [(job, scale) for job in JOBS for scale in [None, *scale_names(job)]]
 
 
+# What a scale reads that its users fetch or make first: a model stands for it here.
+FETCHED = {("evaluation", "lora"): ("model.from", "data.tokenizer")}
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with its tokenizer, as a Hugging Face folder."""
+    from fabric.data.tokenizer import ByteTokenizer
+    from models import ModelConfig, build
+    from models.hf import to_transformers
+
+    body = {"vocab_size": 258, "d_model": 16, "n_layers": 1, "max_seq_len": 512}
+    parts = {"mixer": {"kind": "gqa", "n_heads": 2, "n_kv_heads": 1}, "ffn": {"kind": "swiglu", "d_ff": 16}}
+    folder = tmp_path_factory.mktemp("pretrained")
+    to_transformers(build(ModelConfig.model_validate({**body, **parts}))).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(ByteTokenizer().json)
+    return folder
+
+
 @pytest.mark.parametrize(("job", "scale"), SCALES, ids=[f"{j.stem}-{s or 'default'}" for j, s in SCALES])
-def test_every_scale_loads_and_every_phase_configures(job: Path, scale: str | None, tmp_path: Path) -> None:
-    loaded = load_job(job, scale)
+def test_every_scale_loads_and_every_phase_configures(
+    job: Path, scale: str | None, tmp_path: Path, pretrained: Path
+) -> None:
+    changes = [f"{path}={pretrained}" for path in FETCHED.get((job.stem, str(scale)), ())]
+    loaded = load_job(job, scale, changes, cache=tmp_path / "cache")
     # The data's content key is the one thing that may need a network (scale cluster); any text stands for it here.
     study = Study(loaded, Store(tmp_path / loaded.name), lambda config: "0" * 64, Machine(), dry=True)
     assert study.trials

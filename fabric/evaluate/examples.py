@@ -56,6 +56,16 @@ class Asked:
         kept = set(list(dict.fromkeys(owners))[:n])
         return replace(self, n_rows=sum(owner in kept for owner in owners))
 
+    def within(self, n_rows: int | None) -> Asked:
+        """The first items that `n_rows` rows hold whole, at least one (None: all)."""
+        if n_rows is None or n_rows >= self.n_rows:
+            return self
+        if self.items is None:
+            return replace(self, n_rows=max(1, n_rows))
+        owners = [item["owner"] for item in self.items]
+        n_whole = len(set(owners[:n_rows])) - (owners[n_rows] in owners[:n_rows])
+        return self.first(max(1, n_whole))
+
 
 @dataclass(frozen=True)
 class Answered:

@@ -11,11 +11,12 @@ from fabric.evaluate.minimal_pairs import paradigm_accuracy
 from fabric.evaluate.recall import recall
 from fabric.evaluate.samples import diversity, draw
 from fabric.train.group import ALONE, Group
+from fabric.train.objectives.readout import ReadoutObjective
 
 if TYPE_CHECKING:
     from fabric.data import TokenCache
     from fabric.evaluate.config import EvaluateConfig
-    from fabric.evaluate.in_trial import TrialTasks
+    from fabric.evaluate.in_trial import OwnExamples, TrialTasks
     from fabric.planning.trial import TrialSpec
     from fabric.train.objectives.base import ObjectiveConfig
 
@@ -38,8 +39,15 @@ def is_final_metric(key: str) -> bool:
     return key.startswith(FAMILIES) and key != "val_tokens"
 
 
-def trial_tasks(spec: TrialSpec, cache: TokenCache) -> TrialTasks | None:
-    """The trial's tasks with their items; None where it has none. Raises ValueError for what cannot be asked of it."""
+def trial_tasks(spec: TrialSpec, cache: TokenCache) -> TrialTasks | OwnExamples | None:
+    """The trial's tasks with their items, of one that answers by a readout its own examples; None where it has none.
+
+    Raises ValueError for what cannot be asked of it.
+    """
+    if isinstance(spec.train.objective, ReadoutObjective):
+        from fabric.evaluate.in_trial import OwnExamples  # with scipy
+
+        return OwnExamples(spec, cache)
     if not spec.evaluate.tasks:
         return None
     from fabric.evaluate.in_trial import TrialTasks  # with scipy
@@ -58,7 +66,7 @@ def final_metrics(
     precision: str,
     objective: ObjectiveConfig = NEXT_TOKEN,
     group: Group = ALONE,
-    tasks: TrialTasks | None = None,
+    tasks: TrialTasks | OwnExamples | None = None,
 ) -> tuple[dict[str, float | None], dict[str, Any]]:
     """The metrics of `fabric.job.metrics` that are taken once, at the end, and what is kept beside them by name:
     the texts of the samples, the minimal pairs' accuracy by paradigm, the tasks' outcomes. `tasks`: `trial_tasks`.

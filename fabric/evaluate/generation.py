@@ -193,7 +193,8 @@ def text_of(tokenizer: Any, new: Sequence[int], stops: Sequence[str]) -> str:
     """The text of new ids, up to the end of text and the first stop string."""
     n = new.index(tokenizer.eos_id) if tokenizer.eos_id in new else len(new)
     text = str(tokenizer.decode(list(new[:n])))
-    return text[: min((text.index(s) for s in stops if s in text), default=len(text))]
+    # An empty one ends a text at once, as the harness has it, and takes nothing from it.
+    return text[: min((text.index(s) for s in stops if s and s in text), default=len(text))]
 
 
 def _measure(name: str, metric: Metric) -> Measure:

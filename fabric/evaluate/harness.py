@@ -22,18 +22,21 @@ from fabric.evaluate.decoding import Drawing, continuations
 from fabric.evaluate.generation import has_ended, text_of
 from fabric.evaluate.likelihood import Request, fitted, likelihoods
 from fabric.evaluate.perplexity import rolling, window_nats
+from fabric.evaluate.scores import share
 from models.parts import nearest
 
 if TYPE_CHECKING:
     from fabric.evaluate.subject import Subject
 
 MAX_NEW_TOKENS = 256  # of a task that says nothing, as its own models do it
+SHARES = "acc", "acc_norm"  # of right options: its metrics that guessing has a level in
 
 
 @dataclass(frozen=True)
 class Harnessed:
     """What the harness says of one of its tasks: metrics by name (with the filter's: `exact_match,strict-match`),
-    their standard errors where it has them, and the number of items."""
+    their standard errors where it has them, and the number of items. Of a choice among options, `chance` is the share
+    that a guesser gets right, and the interval that it stays in 95 times of 100. `path`: the file that keeps it."""
 
     target: str
     task: str
@@ -41,6 +44,14 @@ class Harnessed:
     n_items: int
     metrics: dict[str, float]
     standard_errors: dict[str, float]
+    chance: tuple[float, float, float] | None = None
+    path: str | None = None
+
+    def is_chance(self, metric: str) -> bool:
+        """Whether a guesser has such a score too."""
+        if self.chance is None or metric.split(",")[0] not in SHARES:
+            return False
+        return self.chance[1] <= self.metrics[metric] <= self.chance[2]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -60,7 +71,9 @@ def harness_tasks(names: Sequence[str]) -> HarnessTasks:
 
     Raises ValueError where the harness is not installed, and for a name that it does not know, with the nearest ones.
     """
-    folders = [str(Path(n).parent if n.endswith(".yaml") else n) for n in names if _is_path(n)]
+    folders = [
+        str(Path(n).parent if Path(n).suffix in (".yaml", ".yml") else n) for n in names if _is_path(n)
+    ]
     manager = _manager(folders, with_its_own=len(folders) < len(names))
     known = manager.all_tasks
     wanted: list[str] = []
@@ -81,7 +94,9 @@ def harness_tasks(names: Sequence[str]) -> HarnessTasks:
 def run_harness(
     subject: Subject, target: str, asked: HarnessTasks, *, limit: int | None, seed: int
 ) -> list[Harnessed]:
-    """The harness's results of what `harness_tasks` found. Raises ValueError for data it cannot get."""
+    """The harness's results of what `harness_tasks` found. Raises ValueError for data it cannot get or read."""
+    from datasets.exceptions import DatasetsError
+    from jinja2 import TemplateError
     from lm_eval import simple_evaluate
 
     try:
@@ -96,11 +111,15 @@ def run_harness(
                 random_seed=seed,
                 numpy_random_seed=seed,
                 torch_random_seed=seed,
-                log_samples=False,
             )
-    except (ConnectionError, FileNotFoundError, OSError) as error:
+    except (OSError, DatasetsError, TemplateError, KeyError) as error:
+        said = (
+            f"there is no field {error}"
+            if isinstance(error, KeyError)
+            else str(error) or type(error).__name__
+        )
         raise ValueError(
-            f"lm-evaluation-harness cannot get the data of {', '.join(asked.names)}: {error}"
+            f"lm-evaluation-harness cannot get or read the data of {', '.join(asked.names)}: {said}"
         ) from None
     return [
         Harnessed(
@@ -108,11 +127,23 @@ def run_harness(
             name,
             str(found["versions"].get(name, "")),
             int(found["n-samples"].get(name, {}).get("effective", 0)),
-            {k: float(v) for k, v in row.items() if _is_number(v) and "_stderr" not in k},
+            # Its metrics are named with their filters: `acc,none`.
+            {k: float(v) for k, v in row.items() if "," in k and _is_number(v) and "_stderr" not in k},
             {k.replace("_stderr", ""): float(v) for k, v in row.items() if _is_number(v) and "_stderr" in k},
+            _chance(found["configs"].get(name, {}), found["samples"].get(name, ())),
         )
         for name, row in found["results"].items()
     ]
+
+
+def _chance(
+    config: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]
+) -> tuple[float, float, float] | None:
+    """Of a choice among options, each as often right for a guesser as any other."""
+    if config.get("output_type") != "multiple_choice" or not samples:
+        return None
+    score = share([False] * len(samples), [1 / len(s["arguments"]) for s in samples])
+    return float(score.chance or 0), float(score.chance_low or 0), float(score.chance_high or 0)
 
 
 def harness_model(subject: Subject) -> Any:
@@ -244,7 +275,8 @@ def generated(subject: Subject, requests: Sequence[tuple[str, Mapping[str, Any]]
 
 
 def _is_path(name: str) -> bool:
-    return "/" in name or name.endswith(".yaml")
+    """A folder's bare name is one where the folder holds tasks; a task's name may be a folder's too."""
+    return "/" in name or name.endswith((".yaml", ".yml")) or any(Path(name).glob("*.yaml"))
 
 
 def _tasks_in(path: Path, manager: Any) -> list[str]:
@@ -259,7 +291,9 @@ def _tasks_in(path: Path, manager: Any) -> list[str]:
         if str(Path(str(entry.yaml_path)).resolve()) in wanted
     ]
     if not found:
-        raise ValueError(f"{path} holds no task of lm-evaluation-harness (a YAML file with `task:`)")
+        raise ValueError(
+            f"{path} holds no task of lm-evaluation-harness (a file that ends in .yaml, with `task:`)"
+        )
     return found
 
 

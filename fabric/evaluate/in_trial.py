@@ -9,16 +9,20 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from fabric.evaluate.task import Asked, Task
+from fabric.data.example_cache import ExampleCache
+from fabric.evaluate.task import Asked, Ran, Task
 from fabric.evaluate.tasks import task as task_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from fabric.data import TokenCache
     from fabric.data.tokenizer import Tokenizer
     from fabric.evaluate.config import EvaluateConfig
+    from fabric.evaluate.scores import Score
+    from fabric.planning.trial import TrialSpec
     from models import ModelConfig
 
 PREFIX = "task."
@@ -59,9 +63,45 @@ class TrialTasks:
             ran = task.run(prepared, self.subject)
             scores = task.scores(ran.outcomes)
             headlines[metric_key(task)] = next(iter(scores.values())).value
-            beside[task.label] = {
-                "scores": {name: {**asdict(s), "is_chance": s.is_chance} for name, s in scores.items()},
-                "remarks": list(ran.remarks),
-                "outcomes": list(ran.outcomes),
-            }
+            beside[task.label] = _kept(scores, ran)
         return headlines, beside
+
+
+class OwnExamples:
+    """What a trial answers by a readout: the examples of a split of its own, by their official metrics."""
+
+    def __init__(
+        self, spec: TrialSpec, cache: TokenCache, split: Literal["validation", "test"] = "validation"
+    ) -> None:
+        from fabric.evaluate.examples import Asked as Rows
+
+        assert isinstance(cache, ExampleCache)
+        evaluate = spec.evaluate
+        most = evaluate.final_val_tokens if split == "validation" else evaluate.test_tokens
+        rows = None if most is None else most // cache.seq_len
+        self.spec, self.rows = spec, Rows.of_cache(cache, split).within(rows)
+        self.remarks = cache.remarks(split)
+
+    def measure(self, model: Any) -> tuple[dict[str, float], dict[str, Any]]:
+        """As `TrialTasks.measure`, of one task: `examples`, with all of its metrics."""
+        from fabric.evaluate.examples import outcomes_of
+
+        train, examples = self.spec.train, self.spec.data.examples
+        assert examples is not None
+        task = task_of("examples")
+        ran = Ran(
+            outcomes_of(model, train.objective, examples, self.rows, precision=train.precision), self.remarks
+        )
+        scores = task.scores(ran.outcomes)
+        values = {
+            f"{PREFIX}{task.label}.{name}": s.value for name, s in scores.items() if name in task.measures
+        }
+        return values, {task.label: _kept(scores, ran)}
+
+
+def _kept(scores: Mapping[str, Score], ran: Ran) -> dict[str, Any]:
+    return {
+        "scores": {name: {**asdict(s), "is_chance": s.is_chance} for name, s in scores.items()},
+        "remarks": list(ran.remarks),
+        "outcomes": list(ran.outcomes),
+    }

@@ -25,7 +25,9 @@ class Subject:
         """What `find_trained` found; texts begin as its own tokenizer begins them."""
         theirs = trained.hf_tokenizer
         bos = None if theirs is None else theirs.bos_token_id
-        return cls(trained, trained.tokenizer.eos_id if bos is None else bos, precision)
+        if bos is None and trained.tokenizer is not None:
+            bos = trained.tokenizer.eos_id
+        return cls(trained, 0 if bos is None else bos, precision)
 
     @property
     def model(self) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fabric.train.objectives.readout import ReadoutObjective
+
 if TYPE_CHECKING:
     from fabric.data import TokenCache
     from fabric.planning.trial import TrialSpec
@@ -13,6 +15,18 @@ if TYPE_CHECKING:
 def test_key(spec: TrialSpec) -> str:
     """The key under which a trial's reading of the test split is kept."""
     return f"test-{spec.evaluate.test_tokens or 'all'}"
+
+
+def _own_examples(spec: TrialSpec, record: TrialRecord, cache: TokenCache, model: Any) -> dict[str, Any]:
+    """Scores and remarks by the examples' official metrics; the outcomes are kept beside them."""
+    from fabric.evaluate.in_trial import OwnExamples
+    from fabric.evaluate.lm import evaluating
+
+    with evaluating(model):
+        _, kept = OwnExamples(spec, cache, "test").measure(model)
+    found = dict(kept["examples"])
+    record.write_evaluation(f"outcomes-{test_key(spec)}", {"outcomes": found.pop("outcomes")})
+    return found
 
 
 def read_test_split(spec: TrialSpec, record: TrialRecord, cache: TokenCache) -> dict[str, Any]:
@@ -42,7 +56,7 @@ def read_test_split(spec: TrialSpec, record: TrialRecord, cache: TokenCache) -> 
         precision=spec.train.precision,
         objective=spec.train.objective,
     )
-    body = {
+    body: dict[str, Any] = {
         "step": checkpoint.step,
         "test_loss": result.loss,
         "test_perplexity": result.perplexity,
@@ -51,5 +65,7 @@ def read_test_split(spec: TrialSpec, record: TrialRecord, cache: TokenCache) -> 
     }
     if result.accuracy is not None:
         body |= {"test_accuracy": result.accuracy, "test_exact": result.exact}
+    if isinstance(spec.train.objective, ReadoutObjective):
+        body["examples"] = _own_examples(spec, record, cache, model)
     record.write_evaluation(test_key(spec), body)
     return body

@@ -127,12 +127,15 @@ class Document:
         """Lay another document over this one.
 
         Mappings merge key by key; anything else replaces. A mapping that names a `kind` replaces the part that was
-        there; a bare `kind: x` put on a part of another kind keeps the fields that kind has too (`families`).
+        there; a bare `kind: x` put on a part of another kind keeps the fields that kind has too (`families`). A model
+        that starts `from` weights replaces one that was described: the weights have an architecture of their own.
         """
         self.data = self._merged(self.data, other.data, (), other.marks)
 
     def _merged(self, mine: Any, theirs: Any, path: Path_, marks: dict[Path_, Mark]) -> Any:
         whole = isinstance(theirs, Mapping) and "kind" in theirs and len(theirs) > 1
+        if path[-1:] == ("model",) and isinstance(mine, dict) and isinstance(theirs, Mapping):
+            whole = whole or ("from" in theirs and "from" not in mine)
         if isinstance(mine, dict) and isinstance(theirs, Mapping) and set(theirs) == {"kind"} != set(mine):
             from fabric.job.families import switch_kind
 

@@ -68,8 +68,13 @@ def check_effects(
 
 
 def check_objective(base: Configuration, arms: Sequence[Arm], configured: Configured) -> None:
-    """Raise JobError where an arm or a tuned point has another objective than the base: losses would not compare."""
+    """Raise JobError where an arm or a tuned point has another objective than those it is compared with: losses would
+    not compare. All arms of a phase may have another one than the base."""
     path = "train.objective"
+    try:
+        first = configured(arms[0].overrides).train.objective if arms else base.train.objective
+    except JobError:
+        first = base.train.objective  # it fits what an earlier phase may adopt
     for arm in arms:
         for override in arm.overrides:
             if not (contains(path, override.path) or contains(override.path, path)):
@@ -78,11 +83,12 @@ def check_objective(base: Configuration, arms: Sequence[Arm], configured: Config
                 objective = configured(arm.overrides).train.objective
             except JobError:
                 continue  # it fits what an earlier phase may adopt
-            if objective != base.train.objective:
+            if objective != first:
                 raise JobError(
                     [
                         f"{override.mark}: {arm.name!r} changes {path}: losses of different questions cannot be "
-                        "compared; set it in the base, and make a job of its own for another one"
+                        "compared; set it in the base or in all arms of a phase, and make a job of its own for another "
+                        "one"
                     ]
                 )
 

@@ -42,7 +42,7 @@ def read_pretrained(source: Path | str) -> CausalLM:
     # Other shapes are in the report then; the error without it names none.
     options |= {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        with _only_errors():
+        with only_errors():
             loaded: Any = AutoModelForCausalLM.from_pretrained(where, **options)
     except MemoryError:
         raise
@@ -74,7 +74,7 @@ def read_config(source: Path) -> ModelConfig:
     options.pop("use_safetensors", None)
     try:
         _looked_at(source)
-        with _only_errors(), torch.device("meta"):
+        with only_errors(), torch.device("meta"):
             theirs: Any = AutoConfig.from_pretrained(where, **options)
             if isinstance(theirs, FabricConfig):
                 return theirs.architecture
@@ -99,7 +99,7 @@ def read_tokenizer(source: Path | str) -> Any:
     where, options = _place(source)
     options.pop("use_safetensors", None)
     try:
-        with _only_errors():
+        with only_errors():
             tokenizer = AutoTokenizer.from_pretrained(where, **options)
     except MemoryError:
         raise
@@ -130,14 +130,18 @@ def _looked_at(source: Path | str) -> tuple[Path | str, GGUFReader | None]:
 
 
 @contextmanager
-def _only_errors() -> Iterator[None]:
-    """transformers' own report of what does not fit takes many lines; ours is the error."""
-    before = logging.get_verbosity()
+def only_errors() -> Iterator[None]:
+    """Without transformers' progress bars, and its own report of what does not fit, which takes many lines; ours is the
+    error."""
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(max(before, logging.ERROR))
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _reason(source: Path | str, error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -164,7 +165,11 @@ def test_tasks_of_lm_evaluation_harness_stand_beside_ours(
     ours, theirs = cli.json("eval", trials[0], *both, "--json")
     assert (ours["task"], theirs["task"], theirs["n_items"]) == ("sst2", "local_rows", 6)
     assert set(theirs["metrics"]) == set(theirs["standard_errors"]) == {"acc,none", "mcc,none"}
-    table = cli("eval", *trials, "--harness", yaml_file)
+    assert theirs["chance"][0] == 0.5
+    kept = json.loads(Path(theirs["path"]).read_text())
+    assert Path(theirs["path"]).is_relative_to(tmp_path / "evaluations")
+    assert (kept["metrics"], kept["seed"]) == (theirs["metrics"], 0)
+    table = cli("eval", *trials, "--harness", yaml_file, "--out", tmp_path)
     assert table.count("local_rows") == 4
     assert f"{theirs['metrics']['acc,none']:.4f}" in table
     assert "bootstrapping" not in table

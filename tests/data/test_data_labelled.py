@@ -1,4 +1,4 @@
-"""Labelled data sets: read in their published forms, divided without leaks, encoded so that every answer can be found."""
+"""Labelled data sets: read in their published forms, divided without leaks, encoded so that answers can be found."""
 
 from __future__ import annotations
 

@@ -323,6 +323,14 @@ def test_its_tasks_give_its_own_scores_and_ours_give_the_same(folder, subject, t
                 expected[name][f"{metric},none"], rel=1e-6
             ), metric
     assert found["local_choice"].standard_errors["acc,none"] > 0
+    chance, low, high = found["local_choice"].chance
+    assert chance == pytest.approx(1 / 3)
+    assert (low, high) == (10 / 50, 23 / 50)  # binomial, 2.5 % on either side
+    assert found["local_choice"].is_chance("acc,none") == (
+        low <= found["local_choice"].metrics["acc,none"] <= high
+    )
+    assert found["local_text"].chance is None
+    assert not found["local_cola"].is_chance("mcc,none")
 
     ours = our_text_scores(subject, yaml_file.parent)
     its = expected["local_text"]
@@ -388,8 +396,39 @@ def test_mistakes_are_told(folder, tmp_path):
             }
         )
     )
-    with pytest.raises(ValueError, match="cannot get the data of gone"):
+    with pytest.raises(ValueError, match="cannot get or read the data of gone"):
         fabric.measure_with_harness([folder], [str(tmp_path / "empty" / "t.yaml")])
+
+
+@pytest.mark.parametrize("folder", ["plain"], indirect=True)
+@pytest.mark.parametrize(
+    ("rows", "question", "said"),
+    [
+        ('{"text": "a", "label": 1}\n{"text": ', "{{text}}", "cannot get or read the data of local_wrong"),
+        (
+            '{"text": "a", "label": 1}\n',
+            "{{txt.strip()}}",
+            "cannot get or read the data of local_wrong: .*txt",
+        ),
+    ],
+    ids=["not JSON", "no such field"],
+)
+def test_data_that_is_not_as_it_should_be_is_told(folder, tmp_path, rows, question, said):
+    (tmp_path / "rows.jsonl").write_text(rows)
+    body = {
+        "task": "local_wrong",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": question,
+        "doc_to_choice": ["no", "yes"],
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(body))
+    with pytest.raises(ValueError, match=said):
+        fabric.measure_with_harness([folder], [str(tmp_path / "wrong.yaml")])
 
 
 @pytest.mark.slow

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from fabric.data import data_key, prepare
+from fabric.exporting import export, generate
 from fabric.job.document import JobError
 from fabric.job.families import families
 from fabric.job.load import load_job
 from fabric.planning.match import matched_configuration
 from fabric.running import run
-from fabric.trained import load_trained
 from models import flops_per_token
 
 JOB = """\
@@ -61,8 +61,9 @@ def test_a_trial_has_no_text_to_generate(tmp_path):
     assert 0 <= row["val_exact"] <= row["val_accuracy"] <= 1
     assert row["val_bits_per_byte"] is None
     trial = tmp_path / "runs" / "recall" / "trials" / row["id"]
-    with pytest.raises(ValueError, match=r"examples of kind mqar.*no tokenizer"):
-        load_trained(trial)
+    for use in (generate, lambda trial: export(trial, tmp_path / "out")):
+        with pytest.raises(ValueError, match=r"its examples make ids of their own: there is no tokenizer"):
+            use(trial)
 
 
 # old text, new text, line, words of the message

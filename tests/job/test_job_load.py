@@ -186,3 +186,16 @@ def test_merging_puts_the_upper_documents_leaves_on_top(lower: dict, upper: dict
     again = Document(document.data, dict(document.marks)).copy()
     again.merge(from_data(upper, Mark("upper")))
     assert again.data == document.data
+
+
+def test_a_model_from_weights_replaces_one_that_was_described_and_nothing_else():
+    from fabric.job.document import Mark, from_data
+
+    document = from_data(
+        {"base": {"model": {"d_model": 8, "max_seq_len": 64}, "data": {"seq_len": 9}}}, Mark("job")
+    )
+    document.put(("base", "model", "from"), from_data("there", Mark("--set")))
+    assert document.data == {"base": {"model": {"from": "there"}, "data": {"seq_len": 9}}}
+    document.put(("base", "model", "max_seq_len"), from_data(32, Mark("--set")))
+    document.put(("base", "model"), from_data({"from": "elsewhere"}, Mark("--set")))
+    assert document.data["base"]["model"] == {"from": "elsewhere", "max_seq_len": 32}

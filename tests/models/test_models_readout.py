@@ -1,4 +1,4 @@
-"""A readout on a decoder and on an encoder; low-rank adaptation: as it was at first, itself in its gradients, merged."""
+"""A readout on a decoder and on an encoder; low-rank adaptation: as it was at first, in its gradients, merged."""
 
 from __future__ import annotations
 
