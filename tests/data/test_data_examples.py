@@ -56,6 +56,7 @@ def test_as_many_positions_are_asked_as_are_said(name):
     n_asked_N = (targets != UNASKED).sum(1)
     wanted = examples.n_asked(ids.shape[1])
     assert config_of(name).n_asked == wanted
+    assert DataConfig(seq_len=8).n_asked is None, "a text has no such number"
     if n_asked_N.min() == n_asked_N.max():
         assert n_asked_N[0] == wanted
     else:
