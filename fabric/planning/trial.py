@@ -90,6 +90,11 @@ class RanksConfig(Config):
                 "adamw8bit with zero_stage above 0: its moments are quantised in blocks of each parameter, ZeRO cuts "
                 "elsewhere, so the numbers would depend on the number of workers; use adamw, or zero_stage: 0"
             )
+        if train.lora is not None and self.engine == "deepspeed":
+            raise ValueError(
+                "train.lora with engine: deepspeed: its optimizer keeps what it trains, and checkpoints need the "
+                "weights that stay as they are too; use engine: torch"
+            )
         if train.precision == "fp16" and self.engine == "deepspeed" and device == "cpu":
             raise ValueError("precision fp16 with engine: deepspeed is for GPUs; use bf16 or fp32")
 

@@ -197,8 +197,9 @@ def test_two_ranks_train_as_one_process(prepared_examples, tmp_path):
     wanted = train(alone.model_dump_json(), tmp_path / "alone", cache.path)
     ranks = Ranks(2)
     try:
-        pair = alone.model_copy(update={"ranks": type(alone.ranks)(workers=2)})
-        agree(ranks.train(pair, tmp_path / "pair", cache.path), wanted)
+        for name, how in {"torch": {}, "zero": {"engine": "deepspeed", "zero_stage": 3}}.items():
+            pair = alone.model_copy(update={"ranks": type(alone.ranks)(workers=2, **how)})
+            agree(ranks.train(pair, tmp_path / name, cache.path), wanted)
     finally:
         ranks.end()
     assert len(wanted) == 6
@@ -249,3 +250,10 @@ def test_an_adaptation_that_is_killed_goes_on_bit_for_bit(adapting, store):
     assert loop.run(trial, killed, cache, weights=file).state == FINISHED
     loop.run(trial, whole, cache, weights=file)
     assert_equal_ends(killed, whole)
+
+
+def test_an_adaptation_is_refused_where_it_would_not_be_kept(adapting):
+    trial, _, _, _ = adapting
+    ranks = type(trial.ranks)(workers=2, engine="deepspeed", zero_stage=1)
+    with pytest.raises(ValueError, match=r"train\.lora with engine: deepspeed.*use engine: torch"):
+        ranks.check(trial.train, "cpu")
