@@ -108,7 +108,7 @@ def test_drop():
     assert len(items) == 21
     assert items[0].prompt.startswith("Passage: In the first quarter, Harbour scored")
     assert items[0].prompt.endswith("\nQuestion: How many field goals did Ames kick?\nAnswer:")
-    assert items[2].references == ("Ames", "Boyle")
+    assert items[2].references == (["Ames", "Boyle"],)
 
 
 @pytest.mark.skipif(REAL is None, reason="FABRIC_DATA names no folder of real data")
