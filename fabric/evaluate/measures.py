@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Literal, Protocol
 
 import numpy as np
@@ -91,17 +92,29 @@ class WholeGroups:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of one number an item."""
+    """The mean of one number an item; `chance`: what a guesser gets of it, (number, probability) each."""
 
     value: Callable[[Outcome], float]
     better: Better = "higher"
+    chance: Callable[[Outcome], Sequence[tuple[float, float]]] | None = None
 
     def score(self, outcomes: Sequence[Outcome]) -> Score:
-        return scores.ratio([self.value(o) for o in outcomes], [1.0] * len(outcomes))
+        found = scores.ratio([self.value(o) for o in outcomes], [1.0] * len(outcomes))
+        return found if self.chance is None else _beside_guesses(found, [self.chance(o) for o in outcomes])
 
     def difference(self, a: Sequence[Outcome], b: Sequence[Outcome]) -> Difference:
         ones = [1.0] * len(a)
         return scores.paired_ratio(([self.value(o) for o in a], ones), ([self.value(o) for o in b], ones))
+
+
+def _beside_guesses(found: Score, guesses: Sequence[Sequence[tuple[float, float]]]) -> Score:
+    """With the mean of items that are guessed one by one, and the normal interval of it by their variances."""
+    each = [np.asarray(g, dtype=float).T for g in guesses]
+    means = np.array([value @ p for value, p in each])
+    variances = np.array([(value - mean) ** 2 @ p for (value, p), mean in zip(each, means, strict=True)])
+    half = NormalDist().inv_cdf((1 + scores.LEVEL) / 2) * float(np.sqrt(variances.sum())) / len(each)
+    chance = float(means.mean())
+    return replace(found, chance=chance, chance_low=chance - half, chance_high=chance + half)
 
 
 @dataclass(frozen=True)
