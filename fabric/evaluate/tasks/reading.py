@@ -1,4 +1,4 @@
-"""Reading comprehension by generation, in MeZO's templates (arXiv 2305.17333): SQuAD v1.1 and DROP.
+"""Reading comprehension by generation, in MeZO's templates (arXiv 2305.17333): SQuAD v1.1, v2 and DROP.
 
 SQuAD by its token F1 and exact match; DROP by its own (Dua et al. 2019, arXiv 1903.00161), which pair spans and want
 numbers to agree. MeZO's tables have SQuAD's F1 for both.
@@ -6,12 +6,14 @@ numbers to agree. MeZO's tables have SQuAD's F1 for both.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from fabric.data.labelled.spans import SPAN_SETS
 from fabric.data.rows import Row, Table, read_table
 from fabric.evaluate import drop
-from fabric.evaluate.answers import exact, f1
+from fabric.evaluate.answers import exact, f1, normalised
 from fabric.evaluate.generation import GenerationTask, Metric
 from fabric.evaluate.task import Asked
 from fabric.paths import real_path
@@ -19,8 +21,15 @@ from fabric.paths import real_path
 FILTERS = {"answer": str.strip}
 METRICS = {"f1": Metric("answer", f1), "exact": Metric("answer", exact, is_share=True)}
 
+UNANSWERABLE = "unanswerable"
 
-def _squad(asked: Asked) -> list[Row]:
+
+def _among(name: str, which: Callable[[Sequence[str]], bool]) -> dict[str, Metric]:
+    """Both metrics over some of the questions."""
+    return {f"{name}_{metric}": replace(m, among=which) for metric, m in METRICS.items()}
+
+
+def _squad(name: str, asked: Asked) -> list[Row]:
     """SQuAD's questions with the hub's names."""
     return [
         Row(
@@ -32,8 +41,27 @@ def _squad(asked: Asked) -> list[Row]:
             },
             q.where,
         )
-        for q in SPAN_SETS["squad"].read("test", asked.folder) or []
+        for q in SPAN_SETS[name].read("test", asked.folder) or []
     ]
+
+
+def _squad_question(row: Row) -> str:
+    title, context, question = (row.text(name) for name in ("title", "context", "question"))
+    return f"Title: {title}\nContext: {context}\nQuestion: {question.strip()}"
+
+
+def _answers(row: Row) -> list[str]:
+    return list(dict.fromkeys(row.inner("answers").texts("text")))
+
+
+def _some_answers(row: Row) -> list[str]:
+    """As v2's official script has them: none of those that normalise to nothing; "" where there is no other."""
+    return [a for a in _answers(row) if normalised(a)] or [""]
+
+
+def _answer_or_none(text: str) -> str:
+    """ "" where the text declines."""
+    return "" if normalised(text) == UNANSWERABLE else text.strip()
 
 
 def _drop(table: Table, asked: Asked) -> list[Row]:
@@ -56,14 +84,25 @@ TASKS = (
     GenerationTask(
         name="squad",
         about="the answer to a question on a paragraph of Wikipedia",
-        rows=_squad,
-        prompt=lambda row: (
-            f"Title: {row.text('title')}\nContext: {row.text('context')}\nQuestion: {row.text('question').strip()}\n"
-            "Answer:"
-        ),
-        references=lambda row: list(dict.fromkeys(row.inner("answers").texts("text"))),
+        rows=partial(_squad, "squad"),
+        prompt=lambda row: f"{_squad_question(row)}\nAnswer:",
+        references=_answers,
         filters=FILTERS,
         metrics=METRICS,
+        stops=("\n",),
+    ),
+    GenerationTask(
+        name="squad_v2",
+        about="the same, where some questions have no answer and are to be declined",
+        rows=partial(_squad, "squad_v2"),
+        prompt=lambda row: (
+            f'{_squad_question(row)}\nIf the context does not answer it, answer "{UNANSWERABLE}".\nAnswer:'
+        ),
+        references=_some_answers,
+        filters={"answer": _answer_or_none},
+        metrics=METRICS
+        | _among("has_answer", any)
+        | _among("no_answer", lambda references: not any(references)),
         stops=("\n",),
     ),
     GenerationTask(
