@@ -11,7 +11,7 @@ from fabric.data.labelled.texts import TEXT_SETS
 from fabric.evaluate.answers import exact, f1
 from fabric.evaluate.classes import Counted, of_classes
 from fabric.evaluate.measures import Confusion, Mean, Measure, Ratio, Share, Whole
-from fabric.evaluate.no_answer import BestOfThresholds
+from fabric.evaluate.no_answer import best_of_thresholds
 from fabric.evaluate.task import Outcome
 
 
@@ -140,7 +140,7 @@ def _of_spans(outcomes: Sequence[Outcome]) -> dict[str, Measure]:
             for metric in ("exact", "f1"):
                 found[f"{name}_{metric}"] = _among(which, metric)
     # With the threshold of declining that is best in hindsight, as the official script tells them beside the others.
-    return {**found, "best_exact": BestOfThresholds(exact), "best_f1": BestOfThresholds(f1)}
+    return {**found, "best_exact": best_of_thresholds(exact), "best_f1": best_of_thresholds(f1)}
 
 
 def _has_answer(outcome: Outcome) -> bool:

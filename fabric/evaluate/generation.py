@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -45,11 +45,12 @@ class GenerationTask(Task):
     """A task in a few lines: where its rows are, a row's prompt and references, where a text stops, how it is scored.
 
     `rows`: a table, or what reads rows from what is asked. `references`: of a row, each a text, or whatever plain JSON
-    the metrics compare. `filters`: what takes an answer out of a text, by name. `metrics`: the headline first.
-    `solved`: an example as it is shown, with its answer, drawn from `examples` by the seed, the same ones for every
-    item; `before`: what stands before all prompts instead. `requires` raises ValueError where what the task needs is
-    not installed. Settings: `shots` examples, `max_new_tokens`, `temperature` (0: greedy), `top_p`, and `too_long`: a
-    prompt that leaves no room loses its beginning ("left"), its middle, or is an error.
+    the metrics compare. `filters`: what takes an answer out of a text, by name. `metrics`: the headline first; `whole`:
+    those that are no mean over items (BLEU). `solved`: an example as it is shown, with its answer, drawn from
+    `examples` by the seed, the same ones for every item; `before`: what stands before all prompts instead. `requires`
+    raises ValueError where what the task needs is not installed. Settings: `shots` examples, `max_new_tokens`,
+    `temperature` (0: greedy), `top_p`, and `too_long`: a prompt that leaves no room loses its beginning ("left"), its
+    middle, or is an error.
     """
 
     KIND: ClassVar[str] = "generation"
@@ -60,6 +61,7 @@ class GenerationTask(Task):
     references: Callable[[Row], Sequence[Any]]
     filters: Mapping[str, Callable[[str], Any]]
     metrics: Mapping[str, Metric]
+    whole: Mapping[str, Measure] = field(default_factory=dict)
     stops: tuple[str, ...] = ()
     examples: Source | None = None
     solved: Callable[[Row], str] | None = None
@@ -156,7 +158,7 @@ class GenerationTask(Task):
 
     @property
     def measures(self) -> dict[str, Measure]:
-        return {name: _measure(name, metric) for name, metric in self.metrics.items()}
+        return {name: _measure(name, metric) for name, metric in self.metrics.items()} | dict(self.whole)
 
     def measures_of(self, outcomes: Sequence[Outcome]) -> dict[str, Measure]:
         """Those that some outcome was asked."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from fabric.evaluate.scores import Difference, Score
 from fabric.evaluate.task import Outcome
 
 Better = Literal["higher", "lower"] | None
+T = TypeVar("T")
 
 
 class Measure(Protocol):
@@ -169,3 +170,34 @@ class Whole:
 
     def difference(self, a: Sequence[Outcome], b: Sequence[Outcome]) -> Difference:
         return scores.paired(a, b, self.metric)
+
+
+@dataclass(frozen=True)
+class WholeOf(Generic[T]):
+    """Any function of what was made of all outcomes once, and of how often each of them counts (a bootstrap's draw)."""
+
+    prepare: Callable[[Sequence[Outcome]], T]
+    metric: Callable[[T, np.ndarray], float]
+    better: Better = "higher"
+
+    def score(self, outcomes: Sequence[Outcome]) -> Score:
+        sides = self._sides(outcomes)
+        return scores.bootstrapped(_places(0, outcomes), lambda drawn: self._value(sides, drawn))
+
+    def difference(self, a: Sequence[Outcome], b: Sequence[Outcome]) -> Difference:
+        sides = self._sides(a, b)
+        return scores.paired(_places(0, a), _places(1, b), lambda drawn: self._value(sides, drawn))
+
+    def _sides(self, *sides: Sequence[Outcome]) -> list[tuple[T, int]]:
+        return [(self.prepare(side), len(side)) for side in sides]
+
+    def _value(self, sides: Sequence[tuple[T, int]], drawn: Sequence[Place]) -> float:
+        prepared, n = sides[drawn[0][0]]
+        return self.metric(prepared, np.bincount([i for _, i in drawn], minlength=n))
+
+
+Place = tuple[int, int]  # a side, and an item of it
+
+
+def _places(side: int, outcomes: Sequence[Outcome]) -> list[Place]:
+    return [(side, i) for i in range(len(outcomes))]

@@ -15,9 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fabric.evaluate import answers, scores
-from fabric.evaluate.measures import Better
-from fabric.evaluate.scores import Difference, Score
+from fabric.evaluate import answers
+from fabric.evaluate.measures import Measure, WholeOf
 from fabric.evaluate.task import Outcome
 
 Judge = Callable[[str, Sequence[str]], float]
@@ -53,34 +52,9 @@ def best_thresholds(outcomes: Sequence[Outcome]) -> dict[str, float]:
     return found
 
 
-@dataclass(frozen=True)
-class BestOfThresholds:
+def best_of_thresholds(judge: Judge) -> Measure:
     """The metric of such outcomes, the threshold chosen anew in every draw of the bootstrap."""
-
-    judge: Judge
-    better: Better = "higher"
-
-    def score(self, outcomes: Sequence[Outcome]) -> Score:
-        swept = [_Swept.of(*_columns(outcomes, self.judge))]
-        return scores.bootstrapped(_places(0, len(outcomes)), lambda drawn: _value(swept, drawn))
-
-    def difference(self, a: Sequence[Outcome], b: Sequence[Outcome]) -> Difference:
-        swept = [_Swept.of(*_columns(side, self.judge)) for side in (a, b)]
-        places = _places(0, len(a)), _places(1, len(b))
-        return scores.paired(*places, lambda drawn: _value(swept, drawn))
-
-
-Place = tuple[int, int]  # a side, and an item of it
-
-
-def _places(side: int, n: int) -> list[Place]:
-    return [(side, i) for i in range(n)]
-
-
-def _value(swept: Sequence[_Swept], drawn: Sequence[Place]) -> float:
-    """The best value over drawn items, all of one side."""
-    side = swept[drawn[0][0]]
-    return side.best(np.bincount([i for _, i in drawn], minlength=len(side.order)))[1]
+    return WholeOf(lambda os: _Swept.of(*_columns(os, judge)), lambda swept, counts: swept.best(counts)[1])
 
 
 def _columns(outcomes: Sequence[Outcome], judge: Judge) -> tuple[list[float], list[float], list[bool]]:

@@ -81,8 +81,8 @@ class OptionTask(Task):
         """A context that is too long loses its beginning; an option that is raises TaskDataError."""
         asked = {(i.prompt, o): i.where for i in items for o in i.options}
         free = {(i.content_free, o): i.where for i in items for o in i.options if i.content_free is not None}
-        whole = {key: _request(subject, *key, where) for key, where in {**free, **asked}.items()}
-        texts = {key: _fitted(r, subject, asked.get(key) or free[key]) for key, r in whole.items()}
+        whole = {key: request_of(subject, *key, where) for key, where in {**free, **asked}.items()}
+        texts = {key: fitted_of(r, subject, asked.get(key) or free[key]) for key, r in whole.items()}
         cut = {key for key, r in texts.items() if len(r.context) < len(whole[key].context)}
         n_cut = sum(any((i.prompt, o) in cut for o in i.options) for i in items)
         return Prepared(tuple(items), texts, n_cut)
@@ -98,8 +98,8 @@ class OptionTask(Task):
             scores = [self._score(item, o, nats, prepared.texts) for o in item.options]
             guess = max(range(len(scores)), key=lambda i: (scores[i], -i))
             answer = guess if guess in item.answers else item.answers[0]
-            found = {"guess": guess, "answer": answer, "scores": scores, "group": item.group}
-            outcomes.append(found if item.worth is None else {**found, "worth": list(item.worth)})
+            outcome = {"guess": guess, "answer": answer, "scores": scores, "group": item.group}
+            outcomes.append(outcome if item.worth is None else {**outcome, "worth": list(item.worth)})
         n = prepared.n_cut
         return Ran(outcomes, (f"{n} contexts lost their beginning: the model takes no more",) if n else ())
 
@@ -188,7 +188,7 @@ def _item(task: OptionTask, row: Row, before: str) -> Item:
     return Item((before + task.prompt(row)).lstrip(), options, answers, row.where, group, free, worth)
 
 
-def _request(subject: Subject, prompt: str, option: str, where: str) -> Request:
+def request_of(subject: Subject, prompt: str, option: str, where: str) -> Request:
     """The option's tokens are those that the whole text has more than its prompt alone."""
     if not prompt:
         return Request((subject.first_id,), tuple(subject.trained.tokenizer.encode(option)))
@@ -200,7 +200,7 @@ def _request(subject: Subject, prompt: str, option: str, where: str) -> Request:
     return Request(tuple(whole[:n]), tuple(whole[n:]))
 
 
-def _fitted(request: Request, subject: Subject, where: str) -> Request:
+def fitted_of(request: Request, subject: Subject, where: str) -> Request:
     try:
         return fitted(request, subject.max_seq_len)
     except ValueError as error:
