@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Generic, Literal, Protocol, TypeVar
@@ -174,30 +174,43 @@ class Whole:
 
 @dataclass(frozen=True)
 class WholeOf(Generic[T]):
-    """Any function of what was made of all outcomes once, and of how often each of them counts (a bootstrap's draw)."""
+    """Any function of what was made of all outcomes once, and of how often each of them counts.
+
+    `Whole` would make it anew in every draw of its bootstrap, which takes minutes where items are ten thousands.
+    """
 
     prepare: Callable[[Sequence[Outcome]], T]
     metric: Callable[[T, np.ndarray], float]
     better: Better = "higher"
 
     def score(self, outcomes: Sequence[Outcome]) -> Score:
-        sides = self._sides(outcomes)
-        return scores.bootstrapped(_places(0, outcomes), lambda drawn: self._value(sides, drawn))
+        n = len(outcomes)
+        if not n:
+            raise ValueError("a metric of no items; give at least one")
+        prepared = self.prepare(outcomes)
+        value = self.metric(prepared, np.ones(n, dtype=np.int64))
+        if n == 1:
+            return Score(value, None, None, n)
+        low, high = scores.percentiles(np.array([self.metric(prepared, counts_N) for counts_N in _drawn(n)]))
+        return Score(value, low, high, n)
 
     def difference(self, a: Sequence[Outcome], b: Sequence[Outcome]) -> Difference:
-        sides = self._sides(a, b)
-        return scores.paired(_places(0, a), _places(1, b), lambda drawn: self._value(sides, drawn))
+        n = len(a)
+        if n != len(b) or not n:
+            raise ValueError(
+                f"{n} and {len(b)} outcomes: a paired comparison needs the same items of both, one at least"
+            )
+        before, after = self.prepare(a), self.prepare(b)
 
-    def _sides(self, *sides: Sequence[Outcome]) -> list[tuple[T, int]]:
-        return [(self.prepare(side), len(side)) for side in sides]
+        def value(counts_N: np.ndarray) -> float:
+            return self.metric(after, counts_N) - self.metric(before, counts_N)
 
-    def _value(self, sides: Sequence[tuple[T, int]], drawn: Sequence[Place]) -> float:
-        prepared, n = sides[drawn[0][0]]
-        return self.metric(prepared, np.bincount([i for _, i in drawn], minlength=n))
-
-
-Place = tuple[int, int]  # a side, and an item of it
+        drawn = np.array([value(counts_N) for counts_N in _drawn(n)])
+        return scores.difference_of(value(np.ones(n, dtype=np.int64)), drawn, n)
 
 
-def _places(side: int, outcomes: Sequence[Outcome]) -> list[Place]:
-    return [(side, i) for i in range(len(outcomes))]
+def _drawn(n: int) -> Iterator[np.ndarray]:
+    """How often each of n items is in a draw of the bootstrap: `scores`' own draws."""
+    rng = np.random.default_rng(scores.DRAWS_SEED)
+    for _ in range(scores.DRAWS):
+        yield np.bincount(rng.integers(0, n, n), minlength=n)

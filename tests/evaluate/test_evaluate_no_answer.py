@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric.data.rows import TaskDataError
+from fabric.evaluate.answers import exact, f1
 from fabric.evaluate.example_measures import known, measures_of
-from fabric.evaluate.no_answer import best_threshold, best_thresholds
+from fabric.evaluate.measures import Whole
+from fabric.evaluate.no_answer import best_of_thresholds, best_threshold, best_thresholds
 from fabric.evaluate.task import Asked
 from fabric.evaluate.tasks import task
 
@@ -66,8 +68,6 @@ def test_what_cannot_be_swept_is_told():
 
 
 def outcome(references, span, margin, guess=None):
-    from fabric.evaluate.answers import exact, f1
-
     guess = ("" if margin is None or margin > 0 else span) if guess is None else guess
     return {
         "references": references,
@@ -114,6 +114,18 @@ def test_two_models_are_compared_each_at_its_best():
     assert found.value == pytest.approx(2 / 5)
     assert found.low <= found.value <= found.high
     assert measure.difference(OUTCOMES, OUTCOMES).value == 0
+
+
+def test_the_bootstrap_is_that_of_any_other_metric():
+    """`WholeOf` draws as `Whole` does, which makes the metric anew of every draw."""
+    ours, slow = best_of_thresholds(exact), Whole(lambda os: best_thresholds(os)["best_exact"])
+    assert ours.score(OUTCOMES) == slow.score(OUTCOMES)
+    other = [outcome(o["references"], o["references"][0], 0.5 - i) for i, o in enumerate(OUTCOMES)]
+    assert ours.difference(OUTCOMES, other) == slow.difference(OUTCOMES, other)
+    assert ours.score(OUTCOMES[:1]) == slow.score(OUTCOMES[:1])
+    for empty in (lambda: ours.score([]), lambda: ours.difference(OUTCOMES, OUTCOMES[:2])):
+        with pytest.raises(ValueError, match="give at least one|the same items"):
+            empty()
 
 
 # ---- by generation
