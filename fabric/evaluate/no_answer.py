@@ -65,14 +65,14 @@ def _columns(outcomes: Sequence[Outcome], judge: Judge) -> tuple[list[float], li
 
 @dataclass(frozen=True)
 class _Swept:
-    """Questions in the order of their numbers: what giving each one's answer adds to declining it, and whether a
-    threshold may lie after it."""
+    """Questions in the order of their numbers: what giving each one's answer adds to declining it, and the
+    places that a threshold may lie after."""
 
     order: np.ndarray
     numbers: np.ndarray
     gains: np.ndarray
     declined: np.ndarray
-    is_end: np.ndarray
+    ends: np.ndarray
 
     @classmethod
     def of(cls, right: Sequence[float], na_probs: Sequence[float], has_answer: Sequence[bool]) -> _Swept:
@@ -90,12 +90,15 @@ class _Swept:
         declined = 1.0 - np.asarray(has_answer, dtype=float)[order]
         numbers = numbers[order]
         gains = np.asarray(right, dtype=float)[order] - declined
-        return cls(order, numbers, gains, declined, np.append(numbers[1:] != numbers[:-1], True))
+        ends = np.flatnonzero(np.append(numbers[1:] != numbers[:-1], True))
+        return cls(order, numbers, gains, declined, ends)
 
     def best(self, counts: np.ndarray) -> tuple[int | None, float]:
         """The last place of which the answer is given (None: of none), and the mean, each question as often."""
-        weights = counts[self.order]
-        sums = np.where(self.is_end, np.cumsum(weights * self.gains), -np.inf)
-        at = int(sums.argmax())
-        total, n = float(weights @ self.declined), float(weights.sum())
-        return (at, (total + float(sums[at])) / n) if sums[at] > 0 else (None, total / n)
+        weights = counts[self.order].astype(float)
+        sums = np.cumsum(weights * self.gains)[self.ends]
+        first = int(sums.argmax())
+        # Not the product @: its threads wait for each other where cores are shared.
+        total, n = float((weights * self.declined).sum()), float(weights.sum())
+        gain = float(sums[first])
+        return (int(self.ends[first]), (total + gain) / n) if gain > 0 else (None, total / n)
