@@ -187,7 +187,8 @@ def _spans(answered: Answered, _: Any) -> list[Outcome]:
 
 
 def _answer(outcome: Mapping[str, Any], may_be_none: bool) -> Outcome:
-    """`margin`: by how much no answer beats the best one; above 0 none is given, where questions may have none."""
+    """`margin`: by how much no answer beats the best one, `span`; above 0 none is given, where questions may have
+    none."""
     none_wins = outcome["score"] is None or outcome["none"] > outcome["score"]
     text = "" if may_be_none and none_wins else outcome["text"]
     margin = None if outcome["score"] is None else outcome["none"] - outcome["score"]
@@ -196,6 +197,7 @@ def _answer(outcome: Mapping[str, Any], may_be_none: bool) -> Outcome:
         "question": outcome["question"],
         "references": references,
         "guess": text,
+        "span": outcome["text"],
         "margin": margin,
         "exact": exact(text, references),
         "f1": f1(text, references),

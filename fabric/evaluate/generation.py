@@ -8,54 +8,62 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from fabric.data.rows import Row, Table, TaskDataError, read_table
-from fabric.evaluate.measures import Mean, Measure, Share
+from fabric.evaluate.measures import Mean, Measure, Ratio, Share
 from fabric.evaluate.task import Asked, Outcome, Ran, Task
 
 if TYPE_CHECKING:
     from fabric.evaluate.subject import Subject
 
-Score = Callable[[str, Sequence[str]], float]
+Score = Callable[[Any, Sequence[Any]], float]  # of what was taken out of a text, and references: plain JSON
+Source = Table | Callable[["Asked"], Sequence[Row]]
 UNSEEN = 64  # of the last new tokens, decoded to find a stop string
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of what `filter` took out of the text; `is_share`: of 0 or 1 for every item."""
+    """A score of what `filter` took out of the text; `is_share`: of 0 or 1 for every item.
+
+    `among`: whether it is asked of an item with such references (None: of all).
+    """
 
     filter: str
     score: Score
     is_share: bool = False
+    among: Callable[[Sequence[Any]], bool] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationTask(Task):
     """A task in a few lines: where its rows are, a row's prompt and references, where a text stops, how it is scored.
 
-    `rows`: a table, or what reads rows from what is asked. `filters`: what takes an answer out of a text, by name.
-    `metrics`: the headline first. `solved`: an example as it is shown, with its answer, drawn from `examples` by the
-    seed, the same ones for every item; `before`: what stands before all prompts instead. `requires` raises ValueError
-    where what the task needs is not installed. Settings: `shots` examples, `max_new_tokens`, `temperature` (0:
-    greedy), `top_p`, and `too_long`: a prompt that leaves no room loses its beginning ("left"), its middle, or is an
-    error.
+    `rows`: a table, or what reads rows from what is asked. `references`: of a row, each a text, or whatever plain JSON
+    the metrics compare. `filters`: what takes an answer out of a text, by name. `metrics`: the headline first; `whole`:
+    those that are no mean over items (BLEU). `solved`: an example as it is shown, with its answer, drawn from
+    `examples` by the seed, the same ones for every item; `before`: what stands before all prompts instead. `requires`
+    raises ValueError where what the task needs is not installed. Settings: `shots` examples, `max_new_tokens`,
+    `temperature` (0: greedy), `top_p`, and `too_long`: a prompt that leaves no room loses its beginning ("left"), its
+    middle, or is an error.
     """
 
     KIND: ClassVar[str] = "generation"
     SETTINGS: ClassVar[tuple[str, ...]] = ("shots", "max_new_tokens", "temperature", "top_p", "too_long")
 
-    rows: Table | Callable[[Asked], Sequence[Row]]
+    rows: Source
     prompt: Callable[[Row], str]
-    references: Callable[[Row], Sequence[str]]
-    filters: Mapping[str, Callable[[str], str]]
+    references: Callable[[Row], Sequence[Any]]
+    filters: Mapping[str, Callable[[str], Any]]
     metrics: Mapping[str, Metric]
+    whole: Mapping[str, Measure] = field(default_factory=dict)
     stops: tuple[str, ...] = ()
-    examples: Table | None = None
+    examples: Source | None = None
     solved: Callable[[Row], str] | None = None
     before: Callable[[], str] | None = None
     requires: Callable[[], object] | None = None
@@ -76,14 +84,12 @@ class GenerationTask(Task):
         if self.requires is not None:
             self.requires()
         before = (self.before() if self.before else "") + self._examples(asked)
-        table = self.rows
-        rows = read_table(table, asked.folder) if isinstance(table, Table) else table(asked)
-        return [self._item(row, before, asked.seed) for row in rows[: asked.limit]]
+        return [self._item(row, before, asked.seed) for row in _read(self.rows, asked)[: asked.limit]]
 
     def _examples(self, asked: Asked) -> str:
         if not self.shots or self.examples is None or self.solved is None:
             return ""
-        rows = read_table(self.examples, asked.folder)
+        rows = _read(self.examples, asked)
         if self.shots > len(rows):
             raise TaskDataError(
                 f"{self.name} has {len(rows)} training rows, {self.shots} examples were asked for"
@@ -138,10 +144,11 @@ class GenerationTask(Task):
         n, where = prepared.n_cut, "middle" if self.too_long == "middle" else "beginning"
         return Ran(outcomes, (f"{n} prompts lost their {where}: the model takes no more",) if n else ())
 
-    def outcome(self, text: str, references: Sequence[str]) -> dict[str, Any]:
+    def outcome(self, text: str, references: Sequence[Any]) -> dict[str, Any]:
         """What a text is worth."""
         extracted = {name: take(text) for name, take in self.filters.items()}
-        scores = {name: m.score(extracted[m.filter], references) for name, m in self.metrics.items()}
+        asked = {n: m for n, m in self.metrics.items() if m.among is None or m.among(references)}
+        scores = {name: m.score(extracted[m.filter], references) for name, m in asked.items()}
         return {
             "generated": text,
             "extracted": extracted,
@@ -151,7 +158,15 @@ class GenerationTask(Task):
 
     @property
     def measures(self) -> dict[str, Measure]:
-        return {name: _measure(name, metric) for name, metric in self.metrics.items()}
+        return {name: _measure(name, metric) for name, metric in self.metrics.items()} | dict(self.whole)
+
+    def measures_of(self, outcomes: Sequence[Outcome]) -> dict[str, Measure]:
+        """Those that some outcome was asked."""
+        return {
+            name: measure
+            for name, measure in self.measures.items()
+            if name not in self.metrics or any(name in o["scores"] for o in outcomes)
+        }
 
 
 @dataclass(frozen=True)
@@ -159,7 +174,7 @@ class Item:
     """One prompt, ready to be continued; `where` is where its row was written."""
 
     prompt: str
-    references: tuple[str, ...]
+    references: tuple[Any, ...]
     where: str
     seed: int
 
@@ -171,6 +186,10 @@ class Prepared:
     items: tuple[Item, ...]
     prompts: list[list[int]]
     n_cut: int
+
+
+def _read(source: Source, asked: Asked) -> Sequence[Row]:
+    return read_table(source, asked.folder) if isinstance(source, Table) else source(asked)
 
 
 def cut(ids: Sequence[int], room: int, how: str) -> list[int]:
@@ -199,6 +218,9 @@ def text_of(tokenizer: Any, new: Sequence[int], stops: Sequence[str]) -> str:
 
 def _measure(name: str, metric: Metric) -> Measure:
     def value(outcome: Outcome) -> float:
-        return float(outcome["scores"][name])
+        return float(outcome["scores"].get(name, 0.0))
 
+    if metric.among is not None:
+        # Of a bootstrap's draw that has no such item the mean is 0.
+        return Ratio(value, lambda o: float(name in o["scores"]), np.nan_to_num, better="higher")
     return Share(lambda o: value(o) == 1) if metric.is_share else Mean(value)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from fabric.evaluate.scores import Difference, Score
 from fabric.evaluate.task import Outcome
 
 Better = Literal["higher", "lower"] | None
+T = TypeVar("T")
 
 
 class Measure(Protocol):
@@ -91,17 +93,29 @@ class WholeGroups:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of one number an item."""
+    """The mean of one number an item; `chance`: what a guesser gets of it, (number, probability) each."""
 
     value: Callable[[Outcome], float]
     better: Better = "higher"
+    chance: Callable[[Outcome], Sequence[tuple[float, float]]] | None = None
 
     def score(self, outcomes: Sequence[Outcome]) -> Score:
-        return scores.ratio([self.value(o) for o in outcomes], [1.0] * len(outcomes))
+        found = scores.ratio([self.value(o) for o in outcomes], [1.0] * len(outcomes))
+        return found if self.chance is None else _beside_guesses(found, [self.chance(o) for o in outcomes])
 
     def difference(self, a: Sequence[Outcome], b: Sequence[Outcome]) -> Difference:
         ones = [1.0] * len(a)
         return scores.paired_ratio(([self.value(o) for o in a], ones), ([self.value(o) for o in b], ones))
+
+
+def _beside_guesses(found: Score, guesses: Sequence[Sequence[tuple[float, float]]]) -> Score:
+    """With the mean of items that are guessed one by one, and the normal interval of it by their variances."""
+    each = [np.asarray(g, dtype=float).T for g in guesses]
+    means = np.array([value @ p for value, p in each])
+    variances = np.array([(value - mean) ** 2 @ p for (value, p), mean in zip(each, means, strict=True)])
+    half = NormalDist().inv_cdf((1 + scores.LEVEL) / 2) * float(np.sqrt(variances.sum())) / len(each)
+    chance = float(means.mean())
+    return replace(found, chance=chance, chance_low=chance - half, chance_high=chance + half)
 
 
 @dataclass(frozen=True)
@@ -175,3 +189,47 @@ class Whole:
 
     def difference(self, a: Sequence[Outcome], b: Sequence[Outcome]) -> Difference:
         return scores.paired(a, b, self.metric)
+
+
+@dataclass(frozen=True)
+class WholeOf(Generic[T]):
+    """Any function of what was made of all outcomes once, and of how often each of them counts.
+
+    `Whole` would make it anew in every draw of its bootstrap, which takes minutes where items are ten thousands.
+    """
+
+    prepare: Callable[[Sequence[Outcome]], T]
+    metric: Callable[[T, np.ndarray], float]
+    better: Better = "higher"
+
+    def score(self, outcomes: Sequence[Outcome]) -> Score:
+        n = len(outcomes)
+        if not n:
+            raise ValueError("a metric of no items; give at least one")
+        prepared = self.prepare(outcomes)
+        value = self.metric(prepared, np.ones(n, dtype=np.int64))
+        if n == 1:
+            return Score(value, None, None, n)
+        low, high = scores.percentiles(np.array([self.metric(prepared, counts_N) for counts_N in _drawn(n)]))
+        return Score(value, low, high, n)
+
+    def difference(self, a: Sequence[Outcome], b: Sequence[Outcome]) -> Difference:
+        n = len(a)
+        if n != len(b) or not n:
+            raise ValueError(
+                f"{n} and {len(b)} outcomes: a paired comparison needs the same items of both, one at least"
+            )
+        before, after = self.prepare(a), self.prepare(b)
+
+        def value(counts_N: np.ndarray) -> float:
+            return self.metric(after, counts_N) - self.metric(before, counts_N)
+
+        drawn = np.array([value(counts_N) for counts_N in _drawn(n)])
+        return scores.difference_of(value(np.ones(n, dtype=np.int64)), drawn, n)
+
+
+def _drawn(n: int) -> Iterator[np.ndarray]:
+    """How often each of n items is in a draw of the bootstrap: `scores`' own draws."""
+    rng = np.random.default_rng(scores.DRAWS_SEED)
+    for _ in range(scores.DRAWS):
+        yield np.bincount(rng.integers(0, n, n), minlength=n)

@@ -17,7 +17,7 @@ from pydantic import Field
 from fabric.data.rows import Row, Table, TaskDataError, read_table
 from fabric.evaluate.classes import METRICS
 from fabric.evaluate.likelihood import ROWS, Request, fitted, likelihoods
-from fabric.evaluate.measures import Confusion, MeanOfShares, Measure, Share, WholeGroups
+from fabric.evaluate.measures import Confusion, Mean, MeanOfShares, Measure, Share, WholeGroups
 from fabric.evaluate.task import Asked, Outcome, Ran, Task
 
 if TYPE_CHECKING:
@@ -32,9 +32,10 @@ class OptionTask(Task):
 
     `answer`: the right option's number, or all of them where several are right. `content_free`: the prompt of
     calibration. `group`: what belongs together: `mean_of_groups` averages accuracy over groups, each with the same
-    weight (BLiMP's paradigms). `metrics`: "accuracy", "exact" (groups that are all right), or of `METRICS`; the first
-    is the headline. Settings: `shots` solved
-    examples stand before each prompt, the same for all, drawn by the seed from the training rows; `calibrated`.
+    weight (BLiMP's paradigms). `worth`: what choosing each option is worth, from 0 to 1, where one may be right in
+    part (ReCoRD). `metrics`: "accuracy", "exact" (groups that are all right), "f1" (the mean worth, where there is
+    one), or of `METRICS`; the first is the headline. Settings: `shots` solved examples stand before each prompt, the
+    same for all, drawn by the seed from the training rows; `calibrated`.
     """
 
     KIND: ClassVar[str] = "options"
@@ -47,6 +48,7 @@ class OptionTask(Task):
     examples: Table | None = None
     content_free: Callable[[Row], str] | None = None
     group: Callable[[Row], str] | None = None
+    worth: Callable[[Row], Sequence[float]] | None = None
     mean_of_groups: bool = False
     score: Literal["mean", "sum"] = "mean"
     metrics: tuple[str, ...] = ("accuracy",)
@@ -79,14 +81,14 @@ class OptionTask(Task):
         """A context that is too long loses its beginning; an option that is raises TaskDataError."""
         asked = {(i.prompt, o): i.where for i in items for o in i.options}
         free = {(i.content_free, o): i.where for i in items for o in i.options if i.content_free is not None}
-        whole = {key: _request(subject, *key, where) for key, where in {**free, **asked}.items()}
-        texts = {key: _fitted(r, subject, asked.get(key) or free[key]) for key, r in whole.items()}
+        whole = {key: request_of(subject, *key, where) for key, where in {**free, **asked}.items()}
+        texts = {key: fitted_of(r, subject, asked.get(key) or free[key]) for key, r in whole.items()}
         cut = {key for key, r in texts.items() if len(r.context) < len(whole[key].context)}
         n_cut = sum(any((i.prompt, o) in cut for o in i.options) for i in items)
         return Prepared(tuple(items), texts, n_cut)
 
     def run(self, prepared: Prepared, subject: Subject, *, rows: int = ROWS) -> Ran:
-        """Every item's guess: {guess, answer, scores, group}."""
+        """Every item's guess: {guess, answer, scores, group}, and what each option is worth where that is said."""
         found = likelihoods(
             subject.model, list(prepared.texts.values()), rows=rows, precision=subject.precision
         )
@@ -96,7 +98,8 @@ class OptionTask(Task):
             scores = [self._score(item, o, nats, prepared.texts) for o in item.options]
             guess = max(range(len(scores)), key=lambda i: (scores[i], -i))
             answer = guess if guess in item.answers else item.answers[0]
-            outcomes.append({"guess": guess, "answer": answer, "scores": scores, "group": item.group})
+            outcome = {"guess": guess, "answer": answer, "scores": scores, "group": item.group}
+            outcomes.append(outcome if item.worth is None else {**outcome, "worth": list(item.worth)})
         n = prepared.n_cut
         return Ran(outcomes, (f"{n} contexts lost their beginning: the model takes no more",) if n else ())
 
@@ -122,6 +125,8 @@ class OptionTask(Task):
 
         if name == "exact":
             return WholeGroups(is_right, group)
+        if name == "f1" and self.worth is not None:
+            return Mean(lambda o: o["worth"][o["guess"]], chance=_any_option)
         if name != "accuracy":
             return of_pairs(name)
         if self.mean_of_groups:
@@ -139,6 +144,7 @@ class Item:
     where: str
     group: str = ""
     content_free: str | None = None
+    worth: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,11 @@ def of_pairs(name: str) -> Confusion:
     return Confusion(METRICS[name], lambda o: (o["answer"], o["guess"]), lambda o: len(o["scores"]))
 
 
+def _any_option(outcome: Outcome) -> list[tuple[float, float]]:
+    """What a guesser gets who takes every option as often."""
+    return [(worth, 1 / len(outcome["worth"])) for worth in outcome["worth"]]
+
+
 def _item(task: OptionTask, row: Row, before: str) -> Item:
     options, answer = tuple(task.options(row)), task.answer(row)
     answers = (answer,) if isinstance(answer, int) else tuple(answer)
@@ -169,10 +180,15 @@ def _item(task: OptionTask, row: Row, before: str) -> Item:
         raise TaskDataError(f"{row.where}: option {empty[0]} is empty")
     free = task.content_free(row) if task.calibrated and task.content_free else None
     group = task.group(row) if task.group else ""
-    return Item((before + task.prompt(row)).lstrip(), options, answers, row.where, group, free)
+    worth = None if task.worth is None else tuple(task.worth(row))
+    if worth is not None and (len(worth) != len(options) or not all(0 <= w <= 1 for w in worth)):
+        raise TaskDataError(
+            f"{row.where}: {len(options)} options are worth {worth}; give each a number in 0 … 1"
+        )
+    return Item((before + task.prompt(row)).lstrip(), options, answers, row.where, group, free, worth)
 
 
-def _request(subject: Subject, prompt: str, option: str, where: str) -> Request:
+def request_of(subject: Subject, prompt: str, option: str, where: str) -> Request:
     """The option's tokens are those that the whole text has more than its prompt alone."""
     if not prompt:
         return Request((subject.first_id,), tuple(subject.trained.tokenizer.encode(option)))
@@ -184,7 +200,7 @@ def _request(subject: Subject, prompt: str, option: str, where: str) -> Request:
     return Request(tuple(whole[:n]), tuple(whole[n:]))
 
 
-def _fitted(request: Request, subject: Subject, where: str) -> Request:
+def fitted_of(request: Request, subject: Subject, where: str) -> Request:
     try:
         return fitted(request, subject.max_seq_len)
     except ValueError as error:

@@ -123,7 +123,7 @@ def ratio(
         if len(pairs_N2) == 1:
             return Score(value, None, None, 1)
         drawn_D2 = _sums_drawn(pairs_N2)
-        low, high = _percentiles(of(drawn_D2[:, 0] / drawn_D2[:, 1]))
+        low, high = percentiles(of(drawn_D2[:, 0] / drawn_D2[:, 1]))
     return Score(value, low, high, len(pairs_N2))
 
 
@@ -140,7 +140,9 @@ def paired_ratio(
         return of(x[..., 2] / x[..., 3]) - of(x[..., 0] / x[..., 1])
 
     with _infinities():
-        return _difference(float(difference(sums_N4.sum(0))), difference(_sums_drawn(sums_N4)), len(sums_N4))
+        return difference_of(
+            float(difference(sums_N4.sum(0))), difference(_sums_drawn(sums_N4)), len(sums_N4)
+        )
 
 
 def bootstrapped(outcomes: Sequence[T], metric: Metric[T]) -> Score:
@@ -151,7 +153,7 @@ def bootstrapped(outcomes: Sequence[T], metric: Metric[T]) -> Score:
     value = float(metric(outcomes))
     if n == 1:
         return Score(value, None, None, n)
-    low, high = _percentiles(_drawn(n, lambda rows: metric([outcomes[i] for i in rows])))
+    low, high = percentiles(_drawn(n, lambda rows: metric([outcomes[i] for i in rows])))
     return Score(value, low, high, n)
 
 
@@ -167,7 +169,7 @@ def of_confusion(counts_KK: np.ndarray, metric: Callable[[np.ndarray], np.ndarra
     if n == 1:
         return Score(value, None, None, n)
     drawn = np.random.default_rng(DRAWS_SEED).multinomial(n, counts_KK.ravel() / n, DRAWS)
-    low, high = _percentiles(metric(drawn.reshape(DRAWS, *counts_KK.shape)))
+    low, high = percentiles(metric(drawn.reshape(DRAWS, *counts_KK.shape)))
     return Score(value, low, high, n)
 
 
@@ -200,7 +202,7 @@ def paired_confusion(
         return metric(cube.sum(-2)) - metric(cube.sum(-1))
 
     drawn = np.random.default_rng(DRAWS_SEED).multinomial(n, counts / n, DRAWS)
-    return _difference(float(difference(counts)), difference(drawn), n)
+    return difference_of(float(difference(counts)), difference(drawn), n)
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> Difference:
@@ -226,12 +228,12 @@ def paired(a: Sequence[T], b: Sequence[T], metric: Metric[T]) -> Difference:
     n = _same_number(a, b)
     value = float(metric(b)) - float(metric(a))
     found = _drawn(n, lambda rows: metric([b[i] for i in rows]) - metric([a[i] for i in rows]))
-    return _difference(value, found, n)
+    return difference_of(value, found, n)
 
 
-def _difference(value: float, drawn: np.ndarray, n: int) -> Difference:
+def difference_of(value: float, drawn: np.ndarray, n: int) -> Difference:
     """Of the values of a bootstrap; p is their share beyond zero, doubled."""
-    low, high = _percentiles(drawn)
+    low, high = percentiles(drawn)
     beyond = min(float(np.mean(drawn <= 0)), float(np.mean(drawn >= 0)))
     return Difference(value, low, high, min(1.0, 2 * max(beyond, 1 / (len(drawn) + 1))), n)
 
@@ -273,7 +275,7 @@ def _drawn(n: int, metric: Callable[[np.ndarray], float]) -> np.ndarray:
     return np.array([metric(rng.integers(0, n, n)) for _ in range(DRAWS)], dtype=float)
 
 
-def _percentiles(values: np.ndarray) -> tuple[float, float]:
+def percentiles(values: np.ndarray) -> tuple[float, float]:
     low, high = np.nanpercentile(values, [50 * (1 - LEVEL), 100 - 50 * (1 - LEVEL)])
     return float(low), float(high)
 

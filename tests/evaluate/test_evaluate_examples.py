@@ -289,7 +289,9 @@ def test_a_trial_is_asked_what_it_was_trained_to_answer(trials, name, tmp_path):
     assert again.scores == found.scores
     (few,) = fabric.measure(trials[name], ["examples:split=test"], limit=5, out=tmp_path)
     assert few.n_items == 5
-    assert few.outcomes[0] == pytest.approx(found.outcomes[0]) or name == "spans"
+    if name != "spans":  # of which none is declined where the first five have all an answer
+        for key, value in found.outcomes[0].items():
+            assert few.outcomes[0][key] == (pytest.approx(value) if isinstance(value, float) else value)
 
 
 def test_the_records_hold_the_official_metrics(trials):

@@ -6,12 +6,16 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fabric.data.rows import TaskDataError
+from fabric.data.tokenizer import ByteTokenizer
+from fabric.evaluate.subject import Subject
 from fabric.evaluate.task import Asked
 from fabric.evaluate.tasks import task
+from models import ModelConfig, build
 
 REAL = os.environ.get("FABRIC_DATA")
 INVENTED = Path(__file__).parent / "rows"
@@ -108,7 +112,41 @@ def test_drop():
     assert len(items) == 21
     assert items[0].prompt.startswith("Passage: In the first quarter, Harbour scored")
     assert items[0].prompt.endswith("\nQuestion: How many field goals did Ames kick?\nAnswer:")
-    assert items[2].references == ("Ames", "Boyle")
+    assert items[2].references == (["Ames", "Boyle"],)
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    """A tiny model over bytes."""
+    body = {"vocab_size": 257, "d_model": 32, "n_layers": 2, "max_seq_len": 280, "init": {"std": 0.3}}
+    parts = {"mixer": {"kind": "gqa", "n_heads": 4, "n_kv_heads": 2}, "ffn": {"kind": "swiglu", "d_ff": 48}}
+    model, tokenizer = build(ModelConfig.model_validate({**body, **parts})).eval(), ByteTokenizer()
+    trained = SimpleNamespace(
+        model=model, config=model.config, tokenizer=tokenizer, hf_tokenizer=None, prompt_ids=tokenizer.encode
+    )
+    return Subject.of(trained)
+
+
+@pytest.mark.parametrize("name", ["squad", "squad_v2", "drop", "ms_marco"])
+def test_invented_rows_are_asked_to_the_end(name, subject):
+    """Outcomes are plain JSON, and every metric is told of them."""
+    if name == "ms_marco":
+        pytest.importorskip("rouge_score")
+        pytest.importorskip("sacrebleu")
+    chosen = task(f"{name}:max_new_tokens=6")
+    items = chosen.load(Asked(INVENTED))
+    ran = chosen.run(chosen.prepare(items, subject), subject)
+    assert len(ran.outcomes) == len(items) >= 20
+    assert json.loads(json.dumps(ran.outcomes)) == ran.outcomes
+    assert list(chosen.scores(ran.outcomes)) == list(chosen.measures)
+    right = [chosen.outcome(_said(i.references[0]), i.references) for i in items]
+    shares = {n: s.value for n, s in chosen.scores(right).items() if n != "bleu"}
+    assert shares == dict.fromkeys(shares, 1.0), "every reference is right by its own measure"
+
+
+def _said(reference):
+    """A reference as a model would write it."""
+    return ", ".join(reference) if isinstance(reference, list) else reference
 
 
 @pytest.mark.skipif(REAL is None, reason="FABRIC_DATA names no folder of real data")

@@ -200,6 +200,37 @@ def test_several_answers_may_be_right(folder, tmp_path):
     assert item.answers == (1, 0)
 
 
+def test_an_entity_is_right_in_part(tmp_path, subject):
+    """ReCoRD's F1 is the harness's: the words of the chosen entity, of the answer that is nearest."""
+    official = pytest.importorskip("lm_eval.tasks.super_glue.record.t5_utils")
+    entities, answers = (
+        ["Rosa Lind", "Lind", "the Lisbon", "Karl Boe"],
+        ["Lind", "Rosa Lind of Porto", "Lisbon"],
+    )
+    row = {"passage": "Rosa Lind ran.", "query": "@placeholder won.", "entities": [*entities, "Lisbon"]}
+    row["entities"].append("Rosa Lind of Porto")
+    (tmp_path / "record").mkdir()
+    (tmp_path / "record" / "val.jsonl").write_text(json.dumps({**row, "answers": answers}) + "\n")
+    chosen = task("record")
+    items = loaded(chosen, tmp_path)
+    (found,) = scored(chosen, items, subject).outcomes
+    expected = [official.squad_f1_agg([(e, f"0_{a}") for a in answers]) for e in row["entities"]]
+    assert found["worth"] == pytest.approx(expected)
+    assert found["worth"][:4] == pytest.approx([2 / 3, 1, 1, 0])
+    each = [{**found, "guess": g, "answer": g if g in items[0].answers else 1} for g in range(6)]
+    scores = chosen.scores(each)
+    assert scores["f1"].value == scores["f1"].chance == pytest.approx(np.mean(expected))
+    assert scores["accuracy"].value == 3 / 6
+    assert scores["f1"].low < scores["f1"].value < scores["f1"].high
+    assert scores["f1"].is_chance
+    spread = 1.96 * np.sqrt(6 * np.var(expected)) / 6
+    assert scores["f1"].chance_high - scores["f1"].chance == pytest.approx(spread, rel=1e-3)
+    better = [{**found, "guess": 1, "answer": 1}] * 6
+    assert chosen.differences(each, better)["f1"].value == pytest.approx(1 - np.mean(expected))
+    with pytest.raises(TaskDataError, match="val.jsonl:1: 6 options are worth"):
+        loaded(replace(chosen, worth=lambda row: [1.0]), tmp_path)
+
+
 def test_a_question_s_answers_are_judged_together(folder, subject):
     chosen = task("multirc")
     found = scored(chosen, loaded(chosen, folder), subject).outcomes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from fabric.data.rows import Row, Table, TaskDataError
+from fabric.evaluate.answers import f1
 from fabric.evaluate.options import OptionTask
 
 ENTAILED_OR_NEITHER = {"entailment": 0, "contradiction": 1, "neutral": 2, "0": 0, "1": 1, "2": 2}
@@ -106,6 +107,11 @@ def _record_answers(row: Row) -> list[int]:
     return [entities.index(a) for a in row.texts("answers")]
 
 
+def _record_worth(row: Row) -> list[float]:
+    """The official F1 (Zhang et al. 2018, arXiv 1810.12885): words that an entity shares with the answer nearest it."""
+    return [f1(entity, row.texts("answers")) for entity in row.texts("entities")]
+
+
 TASKS = (
     OptionTask(
         name="cb",
@@ -192,5 +198,7 @@ TASKS = (
         ],
         answer=_record_answers,
         content_free=lambda row: "-",
+        worth=_record_worth,
+        metrics=("accuracy", "f1"),
     ),
 )
