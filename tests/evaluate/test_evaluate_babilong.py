@@ -347,10 +347,15 @@ def test_what_cannot_be_asked_is_said(folder, tmp_path):
 @pytest.mark.skipif(REAL is None, reason="FABRIC_DATA names no folder of real data")
 @pytest.mark.parametrize("qa", TEXTS)
 def test_real_data(qa):
+    from tokenizers import ByteLevelBPETokenizer
+
     from fabric.data.tokenizer import JsonTokenizer
 
     assert REAL is not None
-    tokenizer = JsonTokenizer((Path(REAL) / "tokenizer-gpt2/tokenizer.json").read_text(), eos="<|endoftext|>")
+    gpt2 = Path(REAL) / "tokenizer-gpt2"
+    library = ByteLevelBPETokenizer(str(gpt2 / "vocab.json"), str(gpt2 / "merges.txt"))
+    library.add_special_tokens(["<|endoftext|>"])
+    tokenizer = JsonTokenizer(library.to_str(), eos="<|endoftext|>")
     subject = Subject(
         SimpleNamespace(
             tokenizer=tokenizer, prompt_ids=tokenizer.encode, config=SimpleNamespace(max_seq_len=2048)
