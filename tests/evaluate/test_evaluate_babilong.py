@@ -334,11 +334,19 @@ def test_what_cannot_be_asked_is_said(folder, tmp_path):
     ):
         task("babilong_qa1:length=1500").load(Asked(None))
     asked = task("babilong_qa1")
-    with pytest.raises(
-        TaskDataError,
-        match=r"test.txt:3: a prompt of \d+ tokens and 20 new ones, the model takes 512; set length lower",
+    items = asked.load(Asked(folder))
+    (longest,) = {len(p) for p in asked.prepare(items[:1], subject_of(3000)).prompts}
+    assert asked.prepare(items[:1], subject_of(longest + 20)).n_context == [700]
+    for length, max_seq_len, says in (
+        (1000, longest + 19, r"set length=999 or less, or use a model with a longer context"),
+        (1000, 512, r"set length=0, or use a model"),
+        (0, 512, r"takes 512; use a model"),
     ):
-        asked.prepare(asked.load(Asked(folder)), subject_of(512))
+        shorter = replace(asked, length=length)
+        with pytest.raises(
+            TaskDataError, match=rf"test.txt:3: a prompt of \d+ tokens and 20 new ones, .*{says}"
+        ):
+            shorter.prepare(shorter.load(Asked(folder)), subject_of(max_seq_len))
     asked = task("babilong_qa1:length=330")
     with pytest.raises(TaskDataError, match=r"test.txt:3: its facts are \d+ tokens, its context may have 30"):
         asked.prepare(asked.load(Asked(folder)), subject_of(3000))

@@ -163,13 +163,22 @@ class BabilongTask(Task):
                 *(i for piece in context for i in piece.ids),
                 *tokenizer.encode(tail(item.question)),
             ]
-            if len(ids) + NEW_TOKENS > subject.max_seq_len:
+            if (over := len(ids) + NEW_TOKENS - subject.max_seq_len) > 0:
                 raise TaskDataError(
                     f"{item.where}: a prompt of {len(ids)} tokens and {NEW_TOKENS} new ones, the model takes "
-                    f"{subject.max_seq_len}; set length lower than {self.length}, or use a model with a longer context"
+                    f"{subject.max_seq_len}; {self._shorter(over)}use a model with a longer context"
                 )
             prompts.append(ids)
         return Prepared(tuple(items), prompts, [sum(len(p.ids) for p in c) for c in contexts])
+
+    def _shorter(self, over: int) -> str:
+        """A length that has `over` tokens less, where there is one."""
+        if not self.length:
+            return ""
+        fits = self.length - over
+        return (
+            f"set length={fits if fits > PROMPT_ROOM else 0}{' or less' if fits > PROMPT_ROOM else ''}, or "
+        )
 
     def context(self, item: Item, around: Sequence[Sequence[int]], subject: Subject) -> list[Piece]:
         """An item's context in ids; `around`: the background's sentences. Raises TaskDataError for facts that are too
