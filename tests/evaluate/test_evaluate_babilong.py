@@ -268,6 +268,10 @@ def test_published_samples(folder):
     assert text.endswith(
         "<context>\nRain fell. Mary is in the garden.\n</context>\n\nQuestion: Where is Mary?"
     )
+    with pytest.raises(
+        TaskDataError, match=r"1k.json\[0\]: a prompt of .*; set length lower than 1000, or use"
+    ):
+        asked.prepare([item], subject_of(512))
     assert item.remarks == ("published samples: their length is in GPT-2's tokens",)
     assert len(task("babilong_qa1:length=2000").load(Asked(folder))) == 3  # another length: composed
     path.write_text(json.dumps([{**rows[0], "target": "shed"}]))

@@ -166,15 +166,17 @@ class BabilongTask(Task):
             if (over := len(ids) + NEW_TOKENS - subject.max_seq_len) > 0:
                 raise TaskDataError(
                     f"{item.where}: a prompt of {len(ids)} tokens and {NEW_TOKENS} new ones, the model takes "
-                    f"{subject.max_seq_len}; {self._shorter(over)}use a model with a longer context"
+                    f"{subject.max_seq_len}; {self._shorter(item, over)}use a model with a longer context"
                 )
             prompts.append(ids)
         return Prepared(tuple(items), prompts, [sum(len(p.ids) for p in c) for c in contexts])
 
-    def _shorter(self, over: int) -> str:
+    def _shorter(self, item: Item, over: int) -> str:
         """A length that has `over` tokens less, where there is one."""
         if not self.length:
             return ""
+        if item.context is not None:
+            return f"set length lower than {self.length}, or "
         fits = self.length - over
         return (
             f"set length={fits if fits > PROMPT_ROOM else 0}{' or less' if fits > PROMPT_ROOM else ''}, or "
