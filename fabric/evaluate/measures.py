@@ -92,6 +92,24 @@ class WholeGroups:
 
 
 @dataclass(frozen=True)
+class Among:
+    """A metric of the outcomes that are of a group; what has none of them has no such metric."""
+
+    measure: Measure
+    is_of: Callable[[Outcome], bool]
+
+    @property
+    def better(self) -> Better:
+        return self.measure.better
+
+    def score(self, outcomes: Sequence[Outcome]) -> Score:
+        return self.measure.score([o for o in outcomes if self.is_of(o)])
+
+    def difference(self, a: Sequence[Outcome], b: Sequence[Outcome]) -> Difference:
+        return self.measure.difference([o for o in a if self.is_of(o)], [o for o in b if self.is_of(o)])
+
+
+@dataclass(frozen=True)
 class Mean:
     """The mean of one number an item; `chance`: what a guesser gets of it, (number, probability) each."""
 
