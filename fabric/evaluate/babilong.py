@@ -46,8 +46,8 @@ def is_correct(qa: str, target: str, output: str, question: str) -> bool:
 
     Of the output counts what stands before the first ".", "<context>" and "<example>". Its defects are kept, so that
     numbers can be compared: labels are found as parts of words, so qa7's "none" is never right ("one" is in it), qa6's
-    "I do not know" is "no", and qa10's "I cannot know, maybe" is "no" too; and an answer that the question names
-    cannot be right.
+    "I do not know" is "no", and qa10's "I cannot know, maybe" is "no" too; an output is not cut where it asks the next
+    "Question"; and an answer that the question names cannot be right.
     """
     said = output.lower()
     for end in (".", "<context>", "<example>"):
