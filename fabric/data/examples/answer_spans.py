@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from fabric.data.corpus import SPLITS
 from fabric.data.examples.base import BEGINS, ENDS, UNASKED, Asks, Built
 from fabric.data.examples.labelled import LabelledExamples, padded, split_up
-from fabric.data.examples.labelled_texts import known
 from fabric.data.labelled.spans import SPAN_SETS, Question, SpanSet
 from fabric.data.labelled.splits import Divided
 from fabric.data.tokenizer import Tokenizer
@@ -30,10 +29,7 @@ class AnswerSpans(LabelledExamples):
     question_tokens: int = Field(default=64, ge=1)
     overlap: int = Field(default=128, ge=0)
 
-    @field_validator("dataset")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return known(name, SPAN_SETS)
+    SETS: ClassVar[Mapping[str, Any]] = SPAN_SETS
 
     @property
     def about(self) -> SpanSet:

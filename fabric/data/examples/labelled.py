@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fabric.data.disk import remembered_sha256
 from fabric.data.examples.base import PADDING, UNASKED, Built, ExamplesConfig, Rows
 from fabric.data.labelled.splits import Divided, divided, sample
 from fabric.data.tokenizer import Tokenizer
 from fabric.job.units import Count
+from models.parts import nearest
 
 
 class LabelledExamples(ExamplesConfig):
@@ -35,6 +36,16 @@ class LabelledExamples(ExamplesConfig):
     split_seed: int = 0
 
     READS_TEXT: ClassVar[bool] = True
+    SETS: ClassVar[Mapping[str, Any]]
+
+    @field_validator("dataset")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name in cls.SETS:
+            return name
+        close = nearest(name, list(cls.SETS))
+        hint = f"; did you mean {close!r}?" if close else ""
+        raise ValueError(f"no data set is called {name!r}{hint} (allowed: {', '.join(cls.SETS)})")
 
     @property
     def n_ids(self) -> int:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-from pydantic import field_validator
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from fabric.data.examples.base import NUMBER_STEP, UNASKED, Asks, Built
 from fabric.data.examples.labelled import LabelledExamples, padded, split_up
@@ -14,7 +12,6 @@ from fabric.data.labelled.splits import Divided
 from fabric.data.labelled.texts import TEXT_SETS, TextSet
 from fabric.data.rows import file_of, read_table
 from fabric.data.tokenizer import Tokenizer
-from models.parts import nearest
 
 
 class LabelledText(NamedTuple):
@@ -34,10 +31,7 @@ class LabelledTexts(LabelledExamples):
 
     kind: Literal["labelled_texts"]
 
-    @field_validator("dataset")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return known(name, TEXT_SETS)
+    SETS: ClassVar[Mapping[str, Any]] = TEXT_SETS
 
     @property
     def about(self) -> TextSet:
@@ -105,12 +99,3 @@ def _shorten(parts: list[list[int]], room: int) -> None:
         others = [len(p) for p in parts if p is not longest]
         least = max(others, default=0)
         del longest[max(len(longest) - (n - room), least if len(longest) > least else len(longest) - 1) :]
-
-
-def known(name: str, sets: Any) -> str:
-    """The name of a data set. Raises ValueError with the nearest one where there is none of it."""
-    if name not in sets:
-        close = nearest(name, list(sets))
-        hint = f"; did you mean {close!r}?" if close else ""
-        raise ValueError(f"no data set is called {name!r}{hint} (allowed: {', '.join(sets)})")
-    return name

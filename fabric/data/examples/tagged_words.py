@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import field_validator
+from typing import Any, ClassVar, Literal
 
 from fabric.data.corpus import SPLITS
 from fabric.data.examples.base import UNASKED, Asks, Built
 from fabric.data.examples.labelled import LabelledExamples, padded, split_up
-from fabric.data.examples.labelled_texts import known
 from fabric.data.labelled.conll import Sentence
 from fabric.data.labelled.splits import Divided
 from fabric.data.labelled.tags import TAG_SETS, TagSet
@@ -29,10 +26,7 @@ class TaggedWords(LabelledExamples):
     kind: Literal["tagged_words"]
     asked_at: Literal["first", "last"] = "last"
 
-    @field_validator("dataset")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return known(name, TAG_SETS)
+    SETS: ClassVar[Mapping[str, Any]] = TAG_SETS
 
     @property
     def about(self) -> TagSet:
