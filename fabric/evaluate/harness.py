@@ -94,7 +94,8 @@ def harness_tasks(names: Sequence[str]) -> HarnessTasks:
 def run_harness(
     subject: Subject, target: str, asked: HarnessTasks, *, limit: int | None, seed: int
 ) -> list[Harnessed]:
-    """The harness's results of what `harness_tasks` found. Raises ValueError for data it cannot get or read."""
+    """The harness's results of what `harness_tasks` found. Raises ValueError for data it cannot get or read, and for a
+    task that needs a package which is not installed."""
     from datasets.exceptions import DatasetsError
     from jinja2 import TemplateError
     from lm_eval import simple_evaluate
@@ -112,6 +113,8 @@ def run_harness(
                 numpy_random_seed=seed,
                 torch_random_seed=seed,
             )
+    except ImportError as error:
+        raise ValueError(f"{', '.join(asked.names)}: {error}") from None
     except (OSError, DatasetsError, TemplateError, KeyError) as error:
         said = (
             f"there is no field {error}"

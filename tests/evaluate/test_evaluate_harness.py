@@ -431,6 +431,26 @@ def test_data_that_is_not_as_it_should_be_is_told(folder, tmp_path, rows, questi
         fabric.measure_with_harness([folder], [str(tmp_path / "wrong.yaml")])
 
 
+@pytest.mark.parametrize("folder", ["plain"], indirect=True)
+def test_a_package_that_a_task_needs_is_named(folder, tmp_path):
+    (tmp_path / "needy.py").write_text("import no_such_package\ndef f(doc):\n    return ''\n")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": 1}\n')
+    body = f"""
+task: local_needy
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path / "rows.jsonl"}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: !function needy.f
+doc_to_choice: ["no", "yes"]
+doc_to_target: label
+metric_list: [{{metric: acc}}]
+"""
+    (tmp_path / "needy.yaml").write_text(body)
+    with pytest.raises(ValueError, match=r"local_needy: .*no_such_package"):
+        fabric.measure_with_harness([folder], [str(tmp_path / "needy.yaml")])
+
+
 @pytest.mark.slow
 def test_an_unknown_name_is_told_with_the_nearest():
     with pytest.raises(ValueError, match="has no task 'hellaswga'; did you mean 'hellaswag'"):
