@@ -14,8 +14,9 @@ Configured = Callable[[tuple[Override, ...]], Configuration]
 
 
 def contains(outer: str, inner: str) -> bool:
-    """Whether setting `outer` replaces what `inner` sets: the same path, or one around it."""
-    return inner == outer or inner.startswith(outer + ".")
+    """Whether setting `outer` replaces what `inner` sets: the same path, or one around it, or a model by weights."""
+    around = "model" if outer == "model.from" else outer
+    return inner == outer or inner.startswith(around + ".")
 
 
 def check_overlaps(arms: Sequence[Arm]) -> None:

@@ -140,15 +140,21 @@ def test_pretrained_against_from_scratch_is_two_arms(tmp_path):
     text = JOB.replace(
         MODEL, "".join(f"    {k}: {json.dumps(v)}\n" for k, v in body.items() if k != "vocab_size")
     )
-    arms = "search.axes=[{arms: [{name: scratch}, {name: base, set: {model.from: base, model.init: {}}}]}]"
     job = write_job(tmp_path, text)
-    with pytest.raises(JobError, match=r"init.std: 0.05 has no effect: the weights of .*/base are there"):
-        fabric.plan(job, overrides=[arms], out=tmp_path / "runs")
-    job = write_job(tmp_path, text.replace('    init: {"std": 0.05}\n', ""))
-    made = fabric.plan(job, overrides=[arms], out=tmp_path / "runs")
+
+    def arms(extra: str) -> str:
+        return f"search.axes=[{{arms: [{{name: scratch}}, {{name: base, set: {{{extra}}}}}]}}]"
+
+    with pytest.raises(JobError, match=r"init.std: 0.1 has no effect: the weights of .*/base are there"):
+        fabric.plan(job, overrides=[arms("model.from: base, model.init.std: 0.1")], out=tmp_path / "runs")
+    with pytest.raises(
+        JobError, match=r"in arm 'base', model.from replaces model.n_layers, which is set before it"
+    ):
+        fabric.plan(job, overrides=[arms("model.n_layers: 7, model.from: base")], out=tmp_path / "runs")
+    made = fabric.plan(job, overrides=[arms("model.from: base")], out=tmp_path / "runs")
     assert len({t.id for t in made.trials}) == 4
     assert [s.split(":")[0] for s in made.starts] == ["main/base"]
-    shallow = ["model.n_layers=1", "search.match=params", arms.replace("init: {}", "n_layers: 2")]
+    shallow = ["model.n_layers=1", "search.match=params", arms("model.from: base")]
     with pytest.raises(
         JobError, match=r"search.match: params: an arm that starts from .*/base has the widths"
     ):
