@@ -7,7 +7,7 @@ together from its rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -82,30 +82,33 @@ def outcomes_of(
     examples: ExamplesConfig,
     asked: Asked,
     *,
+    said: Sequence[Any] = (),
     precision: str = "fp32",
     batch_size: int = BATCH,
 ) -> list[Outcome]:
     """The outcomes of items: one a row, but of tagged words one a sentence, of spans one a question. The model is in
-    evaluation mode."""
-    found = list(_answered(model, objective, asked, precision, batch_size))
-    answered = Answered([t for t, _ in found], asked.items, [said for _, said in found])
-    return JUDGES[examples.asks](answered, examples)
+    evaluation mode; of the first rows it has `said` what it says already."""
+    heard = list(said[: asked.n_rows])
+    left = range(len(heard), asked.n_rows)
+    for some in (left[i : i + batch_size] for i in range(0, len(left), batch_size)):
+        heard += _said(model, objective, asked.rows(some), precision)
+    targets = [
+        targets_T for i in range(0, asked.n_rows, batch_size)
+        for targets_T in asked.rows(range(i, min(i + batch_size, asked.n_rows)))[:, 1]
+    ]  # fmt: skip
+    return JUDGES[examples.asks](Answered(targets, asked.items, heard), examples)
 
 
-def _answered(
-    model: Any, objective: Any, asked: Asked, precision: str, batch_size: int
-) -> Iterator[tuple[np.ndarray, Any]]:
-    """Each row's targets and what the model says to it."""
+def _said(model: Any, objective: Any, rows_B2T: np.ndarray, precision: str) -> list[Any]:
+    """What the model says to some rows."""
     from fabric.train.step import autocast
 
     device = next(model.parameters()).device
-    for start in range(0, asked.n_rows, batch_size):
-        rows = asked.rows(range(start, min(start + batch_size, asked.n_rows)))
-        pair = objective.examples(rows, seed=0, step=0, n_ids=0, first_row=start)
-        ids_BT, targets_BT = (torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in pair)
-        with torch.inference_mode(), autocast(device.type, precision):
-            said = objective.answered(model, ids_BT, targets_BT)
-        yield from zip(pair[1], said, strict=True)
+    pair = objective.examples(rows_B2T, seed=0, step=0, n_ids=0)
+    ids_BT, targets_BT = (torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in pair)
+    with torch.inference_mode(), autocast(device.type, precision):
+        said: list[Any] = objective.judged(model, ids_BT, targets_BT).said_B
+    return said
 
 
 def _asked(targets_T: np.ndarray) -> list[int]:

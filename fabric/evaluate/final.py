@@ -104,7 +104,7 @@ def final_metrics(
             metrics |= diversity(samples)
             beside["samples"] = [tokenizer.decode(s) for s in samples]
         if tasks is not None:
-            headlines, beside["tasks"] = tasks.measure(model)
+            headlines, beside["tasks"] = tasks.measure(model, whole.said)
             metrics |= headlines
         metrics |= by_length(model, cache, config.lengths, precision, objective)
         metrics |= by_batch_size(model, seq_len, config.batch_sizes, precision, objective)

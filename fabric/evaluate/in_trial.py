@@ -54,8 +54,9 @@ class TrialTasks:
         self.subject = Subject.of(trained, precision)
         self.ready = [(task, task.prepare(items, self.subject)) for task, items in load_tasks(config)]
 
-    def measure(self, model: Any) -> tuple[dict[str, float], dict[str, Any]]:
-        """Each task's headline by its key; and by task all scores, remarks and outcomes. The model is in eval mode."""
+    def measure(self, model: Any, said: Sequence[Any] = ()) -> tuple[dict[str, float], dict[str, Any]]:
+        """Each task's headline by its key; and by task all scores, remarks and outcomes. The model is in eval mode;
+        what it has `said` to rows of its own is no answer to a task."""
         self._model = model
         headlines: dict[str, float] = {}
         beside: dict[str, Any] = {}
@@ -82,16 +83,16 @@ class OwnExamples:
         self.spec, self.rows = spec, Rows.of_cache(cache, split).within(rows)
         self.remarks = cache.remarks(split)
 
-    def measure(self, model: Any) -> tuple[dict[str, float], dict[str, Any]]:
-        """As `TrialTasks.measure`, of one task: `examples`, with all of its metrics."""
+    def measure(self, model: Any, said: Sequence[Any] = ()) -> tuple[dict[str, float], dict[str, Any]]:
+        """As `TrialTasks.measure`, of one task: `examples`, with all of its metrics. What the model has `said` to the
+        split's first rows (`LMScore.said`) is not asked again."""
         from fabric.evaluate.examples import outcomes_of
 
         train, examples = self.spec.train, self.spec.data.examples
         assert examples is not None
         task = task_of("examples")
-        ran = Ran(
-            outcomes_of(model, train.objective, examples, self.rows, precision=train.precision), self.remarks
-        )
+        found = outcomes_of(model, train.objective, examples, self.rows, said=said, precision=train.precision)
+        ran = Ran(found, self.remarks)
         scores = task.scores(ran.outcomes)
         values = {
             f"{PREFIX}{task.label}.{name}": s.value for name, s in scores.items() if name in task.measures

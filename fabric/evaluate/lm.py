@@ -31,7 +31,8 @@ class LMScore:
     """`loss` in nats per predicted token, `n_tokens` of them; `bits_per_byte` compares tokenizers: it divides by the
     text's own bytes. Perplexity and bits per byte are None where the loss is not the text's likelihood. Of labelled
     examples, `accuracy` is the share of asked positions answered right, `exact` that of rows with all of them right,
-    and the loss is a mean over rows (`n_tokens` counts these); of a text both are None.
+    and the loss is a mean over rows (`n_tokens` counts these), and `said` is what the model answers to each row; of a
+    text the first two are None and nothing is said.
     """
 
     loss: float
@@ -41,6 +42,7 @@ class LMScore:
     n_bytes: float
     accuracy: float | None = None
     exact: float | None = None
+    said: tuple[Any, ...] = ()
 
 
 @contextlib.contextmanager
@@ -81,9 +83,8 @@ def score(
         )
     n_rows = available if max_tokens is None else min(available, max(1, max_tokens // seq_len))
     device = next(model.parameters()).device
-    sums: list[
-        tuple[int, float, float, np.ndarray]
-    ] = []  # of this rank's batches: first row, nats, bytes, answers
+    # Of this rank's batches: first row, nats, bytes, counts of answers, answers.
+    sums: list[tuple[int, float, float, np.ndarray, list[Any]]] = []
     with evaluating(model):
         for start in range(group.rank * batch_size, n_rows, group.world * batch_size):
             rows = cache.rows(split, seq_len, range(start, min(start + batch_size, n_rows)))
@@ -92,10 +93,10 @@ def score(
             )
             ids_BT, targets_BT = (torch.from_numpy(x).to(device) for x in pair)
             with autocast(device.type, precision):
-                nats, counts = _judged(objective, model, ids_BT, targets_BT)
+                nats, counts, said = _judged(objective, model, ids_BT, targets_BT)
             n_bytes = cache.n_bytes(split, rows[:, 1:]) if objective.IS_LIKELIHOOD else 0.0
-            sums.append((start, nats, n_bytes, counts))
-    in_order = sorted(chain.from_iterable(group.gathered(sums)))
+            sums.append((start, nats, n_bytes, counts, said))
+    in_order = sorted(chain.from_iterable(group.gathered(sums)), key=lambda s: s[0])
     nats, n_bytes = sum(s[1] for s in in_order), sum(s[2] for s in in_order)
     n_tokens = n_rows * objective.n_targets(seq_len)
     loss = nats / n_tokens
@@ -104,17 +105,19 @@ def score(
         perplexity = math.exp(loss) if loss < 700 else math.inf
         bits_per_byte = nats / math.log(2) / n_bytes if n_bytes else math.nan
     n_right, n_asked, n_exact = sum((s[3] for s in in_order), np.zeros(3, np.int64)).tolist()
-    answered = (n_right / n_asked, n_exact / n_rows) if n_asked else (None, None)
-    return LMScore(loss, perplexity, bits_per_byte, n_tokens, n_bytes, *answered)
+    accuracy, exact = (n_right / n_asked, n_exact / n_rows) if n_asked else (None, None)
+    heard = tuple(chain.from_iterable(s[4] for s in in_order))
+    return LMScore(loss, perplexity, bits_per_byte, n_tokens, n_bytes, accuracy, exact, heard)
 
 
 def _judged(
     objective: ObjectiveConfig, model: Any, ids_BT: torch.Tensor, targets_BT: torch.Tensor
-) -> tuple[float, np.ndarray]:
-    """Summed nats of some rows; of labelled ones also right and asked positions, and rows all right (else zeros)."""
+) -> tuple[float, np.ndarray, list[Any]]:
+    """Summed nats of some rows; of labelled ones also right and asked positions and rows all right (else zeros), and
+    what is said to each."""
     if not isinstance(objective, Answers | ReadoutObjective):
-        return float(objective.nll(model, ids_BT, targets_BT).double().sum()), np.zeros(3, np.int64)
+        return float(objective.nll(model, ids_BT, targets_BT).double().sum()), np.zeros(3, np.int64), []
     rows = objective.judged(model, ids_BT, targets_BT)
     exact_B = rows.n_right_B == rows.n_asked_B
     counts = torch.stack((rows.n_right_B.sum(), rows.n_asked_B.sum(), exact_B.sum()))
-    return float(rows.nll_B.sum()), counts.cpu().numpy()
+    return float(rows.nll_B.sum()), counts.cpu().numpy(), rows.said_B

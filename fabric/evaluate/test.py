@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from fabric.train.objectives.readout import ReadoutObjective
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fabric.data import TokenCache
     from fabric.planning.trial import TrialSpec
     from fabric.store import TrialRecord
@@ -17,13 +19,15 @@ def test_key(spec: TrialSpec) -> str:
     return f"test-{spec.evaluate.test_tokens or 'all'}"
 
 
-def _own_examples(spec: TrialSpec, record: TrialRecord, cache: TokenCache, model: Any) -> dict[str, Any]:
+def _own_examples(
+    spec: TrialSpec, record: TrialRecord, cache: TokenCache, model: Any, said: Sequence[Any]
+) -> dict[str, Any]:
     """Scores and remarks by the examples' official metrics; the outcomes are kept beside them."""
     from fabric.evaluate.in_trial import OwnExamples
     from fabric.evaluate.lm import evaluating
 
     with evaluating(model):
-        _, kept = OwnExamples(spec, cache, "test").measure(model)
+        _, kept = OwnExamples(spec, cache, "test").measure(model, said)
     found = dict(kept["examples"])
     record.write_evaluation(f"outcomes-{test_key(spec)}", {"outcomes": found.pop("outcomes")})
     return found
@@ -66,6 +70,6 @@ def read_test_split(spec: TrialSpec, record: TrialRecord, cache: TokenCache) -> 
     if result.accuracy is not None:
         body |= {"test_accuracy": result.accuracy, "test_exact": result.exact}
     if isinstance(spec.train.objective, ReadoutObjective):
-        body["examples"] = _own_examples(spec, record, cache, model)
+        body["examples"] = _own_examples(spec, record, cache, model, result.said)
     record.write_evaluation(test_key(spec), body)
     return body

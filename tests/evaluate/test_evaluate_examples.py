@@ -18,6 +18,7 @@ from fabric.data.example_cache import ExampleCache
 from fabric.data.examples.base import UNASKED
 from fabric.evaluate.example_measures import measures_of
 from fabric.evaluate.examples import Answered, Asked, _spans, _tags, entities, outcomes_of
+from fabric.evaluate.lm import score
 from fabric.trained import load_trained
 
 ROWS = Path(__file__).parent / "rows"
@@ -277,13 +278,30 @@ def test_outcomes_do_not_depend_on_the_batch(trials, name):
 
 
 @pytest.mark.parametrize("name", JOBS)
+def test_what_was_said_while_the_loss_was_taken_is_not_asked_again(trials, name):
+    trained = load_trained(trials[name])
+    spec, cache = trained.trial.spec, trained.trial.cache()
+    objective, seq_len = spec.train.objective, spec.data.seq_len
+    whole = score(trained.model, cache, "test", seq_len, objective=objective)
+    assert len(whole.said) == cache.n_rows("test", seq_len)
+    asked = Asked.of_cache(cache, "test")
+    how = objective, spec.data.examples, asked
+    found = outcomes_of(None, *how, said=whole.said)  # with no model to ask
+    assert found == outcomes_of(trained.model, *how, batch_size=8)
+    some = whole.said[: asked.n_rows - 1]
+    assert len(outcomes_of(trained.model, *how, said=some)) == len(found)
+    with pytest.raises(AttributeError):
+        outcomes_of(None, *how, said=some)
+
+
+@pytest.mark.parametrize("name", JOBS)
 def test_a_trial_is_asked_what_it_was_trained_to_answer(trials, name, tmp_path):
     (found,) = fabric.measure(trials[name], ["examples"], out=tmp_path)
     headline = {"recall": "accuracy", "classes": "accuracy", "numbers": "pearson"}.get(name, "f1")
     assert next(iter(found.scores)) == headline
     assert found.n_items == len(found.outcomes) == {"recall": 50, "spans": 60, "tags": 24}.get(name, 24)
-    for score in found.scores.values():
-        assert score.low is None or score.low <= score.value <= score.high
+    for taken in found.scores.values():
+        assert taken.low is None or taken.low <= taken.value <= taken.high
     (again,) = fabric.measure(trials[name], ["examples"], out=tmp_path)
     assert again.was_kept
     assert again.scores == found.scores

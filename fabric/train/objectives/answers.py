@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 class Judged(NamedTuple):
     """Rows judged: nll_B, the mean over each row's targets (fp64); which asked positions are right, by the most likely
-    id of all, and how many are asked.
+    id of all, and how many are asked; what the model says to each row, as plain JSON.
     """
 
     nll_B: Tensor
     n_right_B: Tensor
     n_asked_B: Tensor
+    said_B: list[Any]
 
 
 class Answers(ObjectiveConfig):
@@ -83,7 +84,7 @@ class Answers(ObjectiveConfig):
 
     @staticmethod
     def judged(model: Any, ids_BT: Tensor, targets_BT: Tensor) -> Judged:
-        """Each row's loss and right answers; without gradient."""
+        """Each row's loss and right answers, which is also what is said of it; without gradient."""
         import torch
 
         with torch.no_grad():
@@ -94,13 +95,10 @@ class Answers(ObjectiveConfig):
         sums_B = torch.zeros(len(ids_BT), dtype=torch.float64, device=ids_BT.device)
         sums_B.index_add_(0, row_A, nll_A.double())
         n_right_B = torch.zeros_like(n_asked_B).index_add_(0, row_A, right_A.to(n_asked_B.dtype))
-        return Judged(sums_B / n_asked_B, n_right_B, n_asked_B)
-
-    def answered(self, model: Any, ids_BT: Tensor, targets_BT: Tensor) -> list[Any]:
-        """Of each row how many asked positions are right, and its loss, as plain JSON."""
-        found = self.judged(model, ids_BT, targets_BT)
-        pairs = zip(found.n_right_B.tolist(), found.nll_B.tolist(), strict=True)
-        return [{"n_right": n, "loss": loss} for n, loss in pairs]
+        nll_B = sums_B / n_asked_B
+        pairs = zip(n_right_B.tolist(), nll_B.tolist(), strict=True)
+        said_B = [{"n_right": n, "loss": loss} for n, loss in pairs]
+        return Judged(nll_B, n_right_B, n_asked_B, said_B)
 
 
 def _asked(

@@ -96,7 +96,7 @@ class ReadoutObjective(ObjectiveConfig):
 
     @abstractmethod
     def read(self, outputs_AK: Tensor, targets_BT: Tensor) -> list[Any]:
-        """What each row's outputs say, as plain JSON."""
+        """What each row's outputs say, as plain JSON; of the targets only their places are looked at."""
 
     @classmethod
     def sum_nll(cls, model: Any, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
@@ -104,23 +104,20 @@ class ReadoutObjective(ObjectiveConfig):
 
     @classmethod
     def nll(cls, model: Any, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return cls.judged(model, ids_BT, targets_BT).nll_B
+        import torch
 
-    @classmethod
-    def judged(cls, model: Any, ids_BT: Tensor, targets_BT: Tensor) -> Judged:
+        with torch.no_grad():
+            return cls.row_losses(model(ids_BT, targets_BT != UNASKED), targets_BT).double()
+
+    def judged(self, model: Any, ids_BT: Tensor, targets_BT: Tensor) -> Judged:
+        """Each row's loss, right answers, and what it is answered; without gradient."""
         import torch
 
         with torch.no_grad():
             outputs_AK = model(ids_BT, targets_BT != UNASKED)
-            losses_B = cls.row_losses(outputs_AK, targets_BT).double()
-            return Judged(losses_B, *cls.right(outputs_AK, targets_BT))
-
-    def answered(self, model: Any, ids_BT: Tensor, targets_BT: Tensor) -> list[Any]:
-        """What the model answers each row, as plain JSON; of the targets only their places are looked at."""
-        import torch
-
-        with torch.no_grad():
-            return self.read(model(ids_BT, targets_BT != UNASKED), targets_BT)
+            losses_B = self.row_losses(outputs_AK, targets_BT).double()
+            said_B = self.read(outputs_AK, targets_BT)
+            return Judged(losses_B, *self.right(outputs_AK, targets_BT), said_B)
 
 
 def by_row(values_A: Tensor, asked_BT: Tensor) -> Tensor:
