@@ -95,9 +95,11 @@ class Row:
         return found
 
 
-def file_of(table: Table, folder: Path) -> Path | None:
-    """The first of a table's files that a folder holds."""
-    return next((path for name in table.files if (path := real_path(folder / name)).exists()), None)
+def file_of(files: Iterable[str], folder: Path | None) -> Path | None:
+    """The first of some files (or folders) that a data folder holds; none without a folder."""
+    if folder is None:
+        return None
+    return next((path for name in files if (path := real_path(folder / name)).exists()), None)
 
 
 def read_table(table: Table, folder: Path | None) -> list[Row]:

@@ -10,14 +10,14 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalised(text: str) -> str:
     """Lower case, without ASCII punctuation and articles, single spaces."""
-    bare = text.lower().translate(_PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", bare).split())
+    bare = text.lower().translate(PUNCTUATION)
+    return " ".join(ARTICLES.sub(" ", bare).split())
 
 
 def exact(guess: str, references: Sequence[str]) -> float:

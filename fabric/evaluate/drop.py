@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import string
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from fabric.data.rows import Row, TaskDataError
+from fabric.evaluate.answers import ARTICLES, PUNCTUATION
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
 # Commas in numbers (1,000) and dates (May 3, 1920) separate nothing.
 _SEPARATOR = re.compile(r";|,(?=\s|$)(?!(?<=\d,)\s+\d{4}\b)")
 
@@ -49,12 +47,12 @@ def f1(guess: Sequence[str], references: Sequence[Sequence[str]]) -> float:
 
 def normalised(text: str) -> str:
     """Lower case words, split at blanks and hyphens, without punctuation and articles; numbers in one form."""
-    words = (_ARTICLES.sub(" ", _word(w)).split() for w in re.split("[ -]", text.lower()))
+    words = (ARTICLES.sub(" ", _word(w)).split() for w in re.split("[ -]", text.lower()))
     return " ".join(part for parts in words for part in parts)
 
 
 def _word(word: str) -> str:
-    bare = word if _is_number(word) else word.translate(_PUNCTUATION)
+    bare = word if _is_number(word) else word.translate(PUNCTUATION)
     return str(float(bare)) if _is_number(bare) else bare
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from fabric.data.labelled.texts import TEXT_SETS
 from fabric.evaluate.answers import exact, f1
 from fabric.evaluate.classes import Counted, of_classes
-from fabric.evaluate.measures import Confusion, Mean, Measure, Ratio, Share, Whole
+from fabric.evaluate.measures import Among, Confusion, Mean, Measure, Ratio, Share, Whole
 from fabric.evaluate.no_answer import best_of_thresholds
 from fabric.evaluate.task import Outcome
 
@@ -138,20 +138,13 @@ def _of_spans(outcomes: Sequence[Outcome]) -> dict[str, Measure]:
     for name, which in (("has_answer", _has_answer), ("no_answer", lambda o: not _has_answer(o))):
         if any(which(o) for o in outcomes):
             for metric in ("exact", "f1"):
-                found[f"{name}_{metric}"] = _among(which, metric)
+                found[f"{name}_{metric}"] = Among(found[metric], which)
     # With the threshold of declining that is best in hindsight, as the official script tells them beside the others.
     return {**found, "best_exact": best_of_thresholds(exact), "best_f1": best_of_thresholds(f1)}
 
 
 def _has_answer(outcome: Outcome) -> bool:
     return any(outcome["references"])
-
-
-def _among(which: Callable[[Outcome], bool], metric: str) -> Measure:
-    """The mean over some of the questions."""
-    return Ratio(
-        lambda o: o[metric] if which(o) else 0.0, lambda o: float(which(o)), np.nan_to_num, better="higher"
-    )
 
 
 def known() -> Mapping[str, Measure]:

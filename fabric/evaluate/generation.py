@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from fabric.data.rows import Row, Table, TaskDataError, read_table
-from fabric.evaluate.measures import Mean, Measure, Ratio, Share
+from fabric.evaluate.measures import Among, Mean, Measure, Share
 from fabric.evaluate.task import Asked, Outcome, Ran, Task
 
 if TYPE_CHECKING:
@@ -220,7 +219,5 @@ def _measure(name: str, metric: Metric) -> Measure:
     def value(outcome: Outcome) -> float:
         return float(outcome["scores"].get(name, 0.0))
 
-    if metric.among is not None:
-        # Of a bootstrap's draw that has no such item the mean is 0.
-        return Ratio(value, lambda o: float(name in o["scores"]), np.nan_to_num, better="higher")
-    return Share(lambda o: value(o) == 1) if metric.is_share else Mean(value)
+    measure = Share(lambda o: value(o) == 1) if metric.is_share else Mean(value)
+    return measure if metric.among is None else Among(measure, lambda o: name in o["scores"])

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from fabric.data import vocab_size
 from fabric.data.config import DataConfig, parts_of
 from fabric.evaluate.config import PLACES, EvaluateConfig
-from fabric.job.document import Document, JobError, Mark, from_data, read_value, read_yaml
+from fabric.job.document import Document, JobError, Mark, from_data, read_yaml
 from fabric.job.errors import explain, unknown_keys, validate
+from fabric.job.overlay import check_form, close, lay_scale, lay_set
 from fabric.job.schema import SECTIONS, BaseSection, JobConfig, base_path
 from fabric.job.start import Start, check_agreement, find_start
 from fabric.paths import real_path, there
@@ -82,7 +83,7 @@ class Job:
             path = base_path(override.path)
             if path[0] != "base":
                 message = (
-                    f"{override.path!r} is not below {', '.join(SECTIONS)}{_close(str(path[0]), SECTIONS)}"
+                    f"{override.path!r} is not below {', '.join(SECTIONS)}{close(str(path[0]), SECTIONS)}"
                 )
                 raise JobError([f"{override.mark}: {message}"])
             base.put(path[1:], from_data(override.value, override.mark))
@@ -164,7 +165,7 @@ def _model_document(base: Document, whole: bool = False) -> Document:
     document = Document({})
     if name is not None:
         if not isinstance(name, str) or name not in PRESETS:
-            message = f"no preset {name!r}{_close(str(name), list(PRESETS))} (allowed: {', '.join(PRESETS)})"
+            message = f"no preset {name!r}{close(str(name), list(PRESETS))} (allowed: {', '.join(PRESETS)})"
             raise explain(base, ("model", "preset"), message, ("base",))
         preset = PRESETS[name]
         body = preset if isinstance(preset, Mapping) else preset.model_dump()
@@ -261,7 +262,9 @@ def _check_lora(base: Document, train: TrainConfig, model: ModelConfig, start: S
     known = adaptable(uninitialised(model, "meta"))
     for i, name in enumerate(train.lora.targets):
         if name not in known:
-            message = f"no matrix of the model is called {name!r} (allowed: {', '.join(known)}){_close(name, known)}"
+            message = (
+                f"no matrix of the model is called {name!r} (allowed: {', '.join(known)}){close(name, known)}"
+            )
             raise explain(base, ("train", "lora", "targets", i), message, ("base",))
 
 
@@ -326,12 +329,12 @@ def load_job(
     document.marks = {p: m for p, m in document.marks.items() if p[:1] != ("scales",)}
     if not isinstance(scales.data, dict):
         raise explain(scales, (), "must be a mapping of scale names to overrides", ("scales",))
-    _check_form(scales)
+    check_form(scales)
     others = [n for n in scales.data if n != scale and scales.data[n]]
     written = document.copy() if others else document
-    _lay_scale(document, scales, scale)
+    lay_scale(document, scales, scale)
     for text in overrides:
-        _lay_set(document, text)
+        lay_set(document, text)
     config = validate(JobConfig, document)
     job = Job(config, document, path, scale, cache or default_cache_root())
     job.configure()
@@ -346,74 +349,12 @@ def scale_names(source: str | Path) -> list[str]:
     return list(scales)
 
 
-def _check_form(scales: Document) -> None:
-    for name, body in scales.data.items():
-        if body is not None and not isinstance(body, dict):
-            raise explain(scales, (name,), "a scale is a mapping of paths to values", ("scales",))
-
-
 def _check_paths(document: Document, scales: Document, name: str) -> None:
     """A scale that was not asked for must point somewhere too; its values are looked at when it is."""
-    _lay_scale(document, scales, name)
+    lay_scale(document, scales, name)
     lines = unknown_keys(JobConfig, document)
     base = document.sub(("base",))
     if isinstance(base.data, dict) and isinstance(base.data.get("model"), dict):
         lines += unknown_keys(ModelConfig, _model_document(base), ("base", "model"))
     if lines:
         raise JobError(lines)
-
-
-def _lay_scale(document: Document, scales: Document, scale: str | None) -> None:
-    if scale is None:
-        return
-    if scale not in scales.data:
-        names = list(scales.data)
-        known = f" (allowed: {', '.join(names)})" if names else "; the job defines none"
-        raise JobError([f"--scale {scale}: no such scale{_close(scale, names)}{known}"])
-    for text, value in (scales.data[scale] or {}).items():
-        inner = scales.sub((scale, text))
-        _put(document, str(text), Document(value, inner.marks), str(scales.mark((scale, text))))
-
-
-def _lay_set(document: Document, text: str) -> None:
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise JobError([f"--set {text}: write it as path=value, for example train.tokens=2M"])
-    mark = Mark(f"--set {text}")
-    _put(document, name.strip(), read_value(value, mark), str(mark))
-
-
-def _put(document: Document, text: str, value: Document, where: str) -> None:
-    path = base_path(text)
-    allowed = [*(f.alias or n for n, f in JobConfig.model_fields.items()), *SECTIONS]
-    if path[0] not in allowed:
-        raise JobError(
-            [
-                f"{where}: {text!r} points nowhere{_close(str(path[0]), allowed)} (allowed: {', '.join(allowed)})"
-            ]
-        )
-    document.put(_named_items(document, path, where), value)
-
-
-def _named_items(document: Document, path: tuple[str | int, ...], where: str) -> tuple[str | int, ...]:
-    """Take names for positions in lists of named things: search.phases.norm.keep -> search.phases[1].keep."""
-    found: list[str | int] = []
-    for key in path:
-        try:
-            here = document.at(tuple(found))
-        except KeyError:
-            here = None
-        if isinstance(here, list) and isinstance(key, str):
-            names = [item.get("name") if isinstance(item, dict) else None for item in here]
-            if key not in names:
-                known = [str(n) for n in names if n]
-                message = f"{'.'.join(map(str, path))!r}: no item named {key!r}{_close(key, known)}"
-                raise JobError([f"{where}: {message}; name one, or its place: 0 to {len(here) - 1}"])
-            key = names.index(key)
-        found.append(key)
-    return tuple(found)
-
-
-def _close(given: str, allowed: Sequence[str]) -> str:
-    close = nearest(given, list(allowed))
-    return f"; did you mean {close!r}?" if close else ""

@@ -88,9 +88,9 @@ def loop_state(files: Mapping[str, bytes]) -> dict[str, Any]:
 
 def load_model(trial: TrialSpec, files: Mapping[str, bytes]) -> Any:
     """The model of a trial, as its objective trains it, with a checkpoint's weights, on the trial's device."""
-    from fabric.train.start import fresh
+    from fabric.train.start import unfilled
 
-    model = fresh(trial)
+    model = unfilled(trial)
     load_weights(files, model)
     return model
 

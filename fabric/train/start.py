@@ -71,6 +71,12 @@ def fresh(trial: TrialSpec, device: str | None = None) -> nn.Module:
     return _adapted(trial.train.objective.build(trial.model, trial.seed, device or trial.device), trial)
 
 
+def unfilled(trial: TrialSpec, device: str | None = None) -> nn.Module:
+    """The module a trial trains, for weights that are there: most of its parameters are uninitialised memory."""
+    model = uninitialised(trial.model, device or trial.device)
+    return _adapted(trial.train.objective.around(model, trial.seed), trial)
+
+
 def _adapted(module: nn.Module, trial: TrialSpec) -> nn.Module:
     lora = trial.train.lora
     if lora is not None:

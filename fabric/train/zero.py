@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fabric.train.checkpoint import load_weights, optimizer_state, unique_tensors
 from fabric.train.group import Group
-from fabric.train.start import fresh
+from fabric.train.start import unfilled
 from fabric.train.step import Stepper, SummedLoss
 from models.residual import Block
 
@@ -211,7 +211,7 @@ class ZeroStepper(Stepper):
             yield self.model
             return
         # A model beside it: hooks on the divided one would ask ranks that do not take part.
-        twin = fresh(self.trial, self.device)
+        twin = unfilled(self.trial, self.device)
         weights = self.weights()
         with torch.no_grad():
             for name, tensor in unique_tensors(twin).items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -52,12 +51,9 @@ class AnswerSpans(LabelledExamples):
                 f"must hold more than it shares with the next; use a seq_len from {least} on, or less of the others"
             )
 
-    def files(self) -> list[Path]:
-        return [
-            f
-            for split in SPLITS
-            if self.folder and split in self.about.files and (f := self.about.file(split, self.folder))
-        ]
+    @property
+    def places(self) -> Sequence[tuple[str, ...]]:
+        return [self.about.files.get(split, ()) for split in SPLITS]
 
     def read(self) -> Divided:
         published: dict[str, list[Any] | None] = {s: self.about.read(s, self.folder) for s in SPLITS}

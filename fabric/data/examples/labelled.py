@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from fabric.data.disk import remembered_sha256
 from fabric.data.examples.base import PADDING, UNASKED, Built, ExamplesConfig, Rows
 from fabric.data.labelled.splits import Divided, divided, sample
+from fabric.data.rows import file_of
 from fabric.data.tokenizer import Tokenizer
 from fabric.job.units import Count
 from models.parts import nearest
@@ -51,9 +52,14 @@ class LabelledExamples(ExamplesConfig):
     def n_ids(self) -> int:
         raise AssertionError("its ids are a tokenizer's")
 
+    @property
     @abstractmethod
+    def places(self) -> Sequence[tuple[str, ...]]:
+        """Of each split where its file may be below the folder, tried in order."""
+
     def files(self) -> list[Path]:
         """Its files in the folder, of all splits that are there. Empty: they come from the hub."""
+        return [f for some in self.places if (f := file_of(some, self.folder)) and f.is_file()]
 
     @abstractmethod
     def read(self) -> Divided:

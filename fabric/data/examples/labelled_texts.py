@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from fabric.data.examples.base import NUMBER_STEP, UNASKED, Asks, Built
@@ -46,14 +45,14 @@ class LabelledTexts(LabelledExamples):
     def n_answers(self) -> int:
         return len(self.about.classes) or round(self.about.most / NUMBER_STEP) + 1
 
-    def files(self) -> list[Path]:
-        tables = (self.about.train, self.about.test)
-        return [f for table in tables if self.folder and (f := file_of(table, self.folder)) and f.is_file()]
+    @property
+    def places(self) -> Sequence[tuple[str, ...]]:
+        return self.about.train.files, self.about.test.files
 
     def read(self) -> Divided:
         published: dict[str, list[Any] | None] = {}
         for split, table in (("train", self.about.train), ("test", self.about.test)):
-            if split == "train" and self.folder is not None and file_of(table, self.folder) is None:
+            if split == "train" and self.folder is not None and file_of(table.files, self.folder) is None:
                 continue  # the only split at hand is divided
             published[split] = [self._item(row) for row in read_table(table, self.folder)]
         return split_up(published, lambda item: item.texts[0], self)

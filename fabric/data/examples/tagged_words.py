@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from fabric.data.corpus import SPLITS
@@ -41,8 +40,9 @@ class TaggedWords(LabelledExamples):
     def n_answers(self) -> int:
         return len(self.about.tags)
 
-    def files(self) -> list[Path]:
-        return [f for split in SPLITS if self.folder and (f := self.about.file(split, self.folder))]
+    @property
+    def places(self) -> Sequence[tuple[str, ...]]:
+        return [self.about.files.get(split, ()) for split in SPLITS]
 
     def read(self) -> Divided:
         published: dict[str, list[Any] | None] = {s: self.about.read(s, self.folder) for s in SPLITS}

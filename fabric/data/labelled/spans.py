@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fabric.data.rows import Row, Table, TaskDataError, read_table
-from fabric.paths import real_path
+from fabric.data.rows import Row, Table, TaskDataError, file_of, read_table
 
 
 @dataclass(frozen=True)
@@ -78,17 +77,12 @@ class SpanSet:
     hub: str
     has_impossible: bool = False
 
-    def file(self, split: str, folder: Path) -> Path | None:
-        """The file of a split that is there."""
-        places = [real_path(folder / name) for name in self.files[split]]
-        return next((path for path in places if path.is_file()), None)
-
     def read(self, split: str, folder: Path | None) -> list[Question] | None:
         """The questions of a split; None where it is not published, or a training file is not in the folder. Raises
         TaskDataError."""
         if split not in self.files:
             return None
-        path = None if folder is None else self.file(split, folder)
+        path = file_of(self.files[split], folder)
         if path is None and folder is not None and split == "train":
             return None
         found = read_squad(path) if path is not None else self._from_hub(split, folder)

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from fabric.data.labelled.conll import Sentence, read_sentences
-from fabric.data.rows import Table, TaskDataError, read_table
-from fabric.paths import real_path
+from fabric.data.rows import Table, TaskDataError, file_of, read_table
 
 UPOS = (
     "ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM",
@@ -39,16 +38,11 @@ class TagSet:
     is_entities: bool = True
     hub: tuple[str, str | None, str, str] | None = None
 
-    def file(self, split: str, folder: Path) -> Path | None:
-        """The file of a split that is there."""
-        places = [real_path(folder / name) for name in self.files.get(split, ())]
-        return next((path for path in places if path.is_file()), None)
-
     def read(self, split: str, folder: Path | None) -> list[Sentence] | None:
         """The sentences of a split; None where it is not published. Raises TaskDataError: not there, or wrong."""
         if split not in self.files:
             return None
-        path = None if folder is None else self.file(split, folder)
+        path = file_of(self.files[split], folder)
         found = self._from_hub(split, folder) if path is None else read_sentences(path, self.form)
         known = set(self.tags)
         for sentence in found:

@@ -94,7 +94,7 @@ class BabilongTask(Task):
     def load(self, asked: Asked) -> list[Item]:
         """Published samples where they are, else bAbI's. Raises TaskDataError where there is neither, or damage."""
         table = self._published()
-        if asked.folder is None or file_of(table, asked.folder) is not None:
+        if asked.folder is None or file_of(table.files, asked.folder) is not None:
             if asked.folder is None and size_name(self.length) not in PUBLISHED:
                 raise TaskDataError(
                     f"length={self.length} is not published; the hub has {', '.join(PUBLISHED)} (k: 1000 tokens); set "
