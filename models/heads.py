@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kernels.cross_entropy import IGNORED
 from models.config import ModelConfig
-from models.decoder import draw
+from models.decoder import allocate, draw
 from models.encoder import Encoder
 
 
@@ -49,7 +49,8 @@ class _OnEncoder(nn.Module):
         weight = self.encoder.embed.weight
         for name, module in self.named_children():
             if name != "encoder":
-                module.to_empty(device=weight.device).to(weight.dtype)
+                allocate(module, weight.device)
+                module.to(weight.dtype)
                 if not weight.is_meta:
                     draw(module, self.config, seed, name)
 
@@ -199,6 +200,7 @@ def add_pooler(encoder: Encoder, seed: int = 0) -> None:
     D, weight = encoder.config.d_model, encoder.embed.weight
     with torch.device("meta"):
         pooler = nn.Linear(D, D)
-    encoder.pooler = pooler.to_empty(device=weight.device).to(weight.dtype)
+    allocate(pooler, weight.device)
+    encoder.pooler = pooler.to(weight.dtype)
     if not weight.is_meta:
         draw(encoder.pooler, encoder.config, seed, "pooler")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.decoder import CausalLM, draw
+from models.decoder import CausalLM, allocate, draw
 from models.trunk import Trunk
 
 
@@ -30,7 +30,8 @@ class Readout(nn.Module):
         weight = trunk.embed.weight
         with torch.device("meta"):
             readout = nn.Linear(trunk.config.d_model, n_outputs)
-        self.readout = readout.to_empty(device=weight.device).to(weight.dtype)
+        allocate(readout, weight.device)
+        self.readout = readout.to(weight.dtype)
         if not weight.is_meta:
             draw(self.readout, trunk.config, seed, "readout")
 

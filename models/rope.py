@@ -71,7 +71,7 @@ class RotaryTable(nn.Module):
         return self
 
     def fill(self) -> None:
-        """Compute the tables (again, after `to_empty`)."""
+        """Compute the tables (again, when there is new memory)."""
         if self.cos.is_meta:
             return
         frequencies = self.rotary.frequencies()
