@@ -83,11 +83,17 @@ def test_recall_is_asked_at_three_sizes_in_as_many_steps_with_and_without_the_co
     }
 
 
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all jobs are run: what two of them read is prepared once."""
+    return tmp_path_factory.mktemp("runs")
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS, ids=lambda j: j.stem)
-def test_smoke_scale_runs_to_its_end(job: Path, tmp_path: Path, ray_session: None) -> None:
-    end = fabric.sweep(job, scale="smoke", out=tmp_path)
+def test_smoke_scale_runs_to_its_end(job: Path, out: Path, ray_session: None) -> None:
+    end = fabric.sweep(job, scale="smoke", out=out)
     assert not end.interrupted
     assert not end.failed
     found = fabric.results(end.root)
@@ -100,7 +106,7 @@ def test_smoke_scale_runs_to_its_end(job: Path, tmp_path: Path, ray_session: Non
         assert row.result.mean < math.log(load_job(job, "smoke").configure().model.vocab_size)
         assert row.means["test_loss"] > 0
     before = {s.id: s.attempts for s in fabric.status(end.root)}
-    again = fabric.sweep(job, scale="smoke", out=tmp_path)
+    again = fabric.sweep(job, scale="smoke", out=out)
     assert not again.interrupted
     assert {s.id: s.attempts for s in fabric.status(end.root)} == before, (
         "a finished sweep trains nothing again"

@@ -18,7 +18,7 @@ from fabric.planning.machine import cpu_count
 TASKS = {"blimp": ("blimp", 6700), "boolq": ("boolq:shots=4", 200)}
 CHOICES = tuple(TASKS)
 QUICK_ITEMS = {"blimp": 12, "boolq": 4}
-BATCHES = (1, 8, 32, 128)
+BATCHES, QUICK_BATCHES = (1, 8, 32, 128), (1, 8)
 TRIED = 0.05  # of the items, to find their best batch size
 TARGETS = {"blimp": 1.3, "boolq": 3.0}
 TARGET_ALONE = 2.0  # over their batch 1, on BLiMP
@@ -43,7 +43,8 @@ def run(setting: Setting) -> Measured:
             )
             n, few = ours.first["n_requests"], max(8, round(ours.first["n_requests"] * TRIED))
             check_likelihoods(name, ours.ask({"n": few})["nats"], theirs.ask({"n": few, "batch": 8})["nats"])
-            tried = {b: theirs.ask({"n": few, "batch": b})["seconds"] for b in BATCHES}
+            batches = QUICK_BATCHES if setting.quick else BATCHES
+            tried = {b: theirs.ask({"n": few, "batch": b})["seconds"] for b in batches}
             best = min(tried, key=lambda b: tried[b])
             setting.say(f"{name}: their best batch size is {best}")
             sides = in_turn(

@@ -12,7 +12,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -305,8 +305,17 @@ def _is_number(value: Any) -> bool:
 
 
 def _manager(folders: Sequence[str], with_its_own: bool) -> Any:
-    """Its own tasks take ten seconds to be looked through."""
+    """Its own tasks take ten seconds to be looked through, once a process where no folder is named beside them."""
     _needs_harness()
+    return _made(tuple(folders), with_its_own) if folders else _its_own()
+
+
+@cache
+def _its_own() -> Any:
+    return _made((), with_its_own=True)
+
+
+def _made(folders: tuple[str, ...], with_its_own: bool) -> Any:
     from lm_eval.tasks import TaskManager
 
     with _quietly():

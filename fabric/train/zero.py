@@ -40,6 +40,22 @@ def _deepspeed() -> Any:
     return deepspeed
 
 
+def _as_it_is(model: Any = None, **_: Any) -> Any:
+    return model if model is not None else _as_it_is
+
+
+@contextlib.contextmanager
+def _compiling_nothing() -> Iterator[None]:
+    """While DeepSpeed imports its optimizers: it decorates a function of Muon, which we never call, with
+    `torch.compile`, and that imports the compiler: half of what starting a rank takes."""
+    original = torch.compile
+    torch.compile = _as_it_is
+    try:
+        yield
+    finally:
+        torch.compile = original
+
+
 class ZeroStepper(Stepper):
     """The mechanics of a step by DeepSpeed; every rank of the group takes part in every call.
 
@@ -71,9 +87,10 @@ class ZeroStepper(Stepper):
             # What is read without its module's call (tied output matrices, positions) is gathered for the whole step.
             for parameter in self._outside_layers():
                 deepspeed.zero.register_external_parameter(self._loss, parameter)
-        self.engine, self._sharded, _, _ = deepspeed.initialize(
-            model=self._loss, optimizer=self.optimizer, config=self._config(), dist_init_required=False
-        )
+        with _compiling_nothing():
+            self.engine, self._sharded, _, _ = deepspeed.initialize(
+                model=self._loss, optimizer=self.optimizer, config=self._config(), dist_init_required=False
+            )
         self._loss = self.engine
         if self._loaded is not None:
             self._put(self._loaded)

@@ -221,7 +221,7 @@ def test_a_picture_of_unknown_ending_is_an_error_before_anything_is_written(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_says_so_and_goes_on(cli, tmp_path, number):
     job, out = write_job(tmp_path), tmp_path / "runs"
-    arguments = ["run", str(job), "--out", str(out), "--set", "train.tokens=100k"]
+    arguments = ["run", str(job), "--out", str(out), "--set", "train.tokens=50k"]
     command = [sys.executable, "-m", "fabric.cli", *arguments]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -252,7 +252,7 @@ def interrupted(out):
 @pytest.mark.slow
 def test_torchrun_trains_the_same_on_two_ranks_and_a_signal_costs_nothing(tmp_path):
     job = write_job(tmp_path, JOB + "resources: {workers: 2, engine: deepspeed, zero_stage: 2}\n")
-    out, sets = tmp_path / "runs", ["train.tokens=100k", "train.optimizer.lr=1e-3", "evaluate.times=20"]
+    out, sets = tmp_path / "runs", ["train.tokens=40k", "train.optimizer.lr=1e-3", "evaluate.times=20"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command += ["-m", "fabric.train", str(job), "--out", str(out)]
     command += [part for value in sets for part in ("--set", value)]

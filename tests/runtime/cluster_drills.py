@@ -1,6 +1,6 @@
 """What breaks on a cluster: `python tests/runtime/cluster_drills.py --repeats 5` (about an hour on two idle cores).
 
-A head without CPUs and three nodes of one (one more for each that a fault takes), a study of trials of two DeepSpeed
+A head without CPUs and two nodes of one (one more for each that a fault takes), a study of trials of two DeepSpeed
 workers, and in each run of it some faults, in an order drawn anew: kill -9 of a rank, of the Tune actor that holds the
 ranks, of the sweep, of a node's raylet, of the head, of the whole cluster; a rank frozen for longer than its group's
 patience; a node that is taken away with notice; storage that is read-only for twenty seconds. Where the sweep ends, the
@@ -155,7 +155,7 @@ def on_clusters(folder: Path, file: Path, faults: Sequence[str], ledger: Ledger)
         for _ in range(2 + len(faults)):
             if cluster is None or not cluster.stands:
                 # Nodes that join later would take the workers' folder away: on one machine all share it.
-                cluster = stack.enter_context(nodes(3 + len({"raylet", "drained"}.intersection(left))))
+                cluster = stack.enter_context(nodes(2 + len({"raylet", "drained"}.intersection(left))))
             with sweeping(file, folder, "--address", cluster.address, **JOINED) as sweep:
                 while left and sweep.process.poll() is None and cluster.stands:
                     trial, pid = sweep.until(victim, 240)

@@ -22,8 +22,9 @@ from drill_kit import ROOT, descendants, ray_of
 from ranks_kit import free_port
 
 FILE = ROOT / "cluster" / "on-premise.yaml"
-# Ours, for nodes on one machine: small, quick to notice a death, and no dashboard unless asked for.
-NODE = "--num-cpus=1"
+# Ours, for nodes on one machine: small, quick to notice a death, no dashboard unless asked for, and one monitor of log
+# files for all.
+NODE = "--num-cpus=1 --include-log-monitor=false"
 QUICK = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_health_check_initial_delay_ms": "1000",

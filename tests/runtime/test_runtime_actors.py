@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drill_kit import ASHA, job, rates
+from drill_kit import ASHA, STEP, job, rates
 from session_kit import ARMS, one_way, tune_sweep
 
 import fabric
@@ -82,12 +82,15 @@ def test_losses_do_not_depend_on_what_ran_before_in_the_actor(ray_session, tmp_p
 def test_both_actors_live_through_the_end_of_a_phase(ray_session, tmp_path):
     """Three trials a phase on two slots: one actor is idle before each phase's end, and both work in the next one.
 
-    The trials are long enough for a second worker to start beside the first phase's.
+    The first phase's trials are long enough for a second worker to start beside them.
     """
+    short = {"train.tokens": 30 * STEP}
+    norms = [{"name": name, "set": {"model.mixer.qk_norm": name, **short}} for name in ("none", "head")]
+    widths = [{"name": f"d{n}", "set": {"model.ffn.d_ff": n, **short}} for n in (64, 96)]
     phases = [
         {"name": "a", "axes": [{"path": "model.norm_placement", "values": ["pre"]}]},
-        {"name": "b", "axes": [{"path": "model.mixer.qk_norm", "values": ["none", "head"]}]},
-        {"name": "c", "axes": [{"path": "model.ffn.d_ff", "values": [64, 96]}]},
+        {"name": "b", "axes": [{"arms": norms}]},
+        {"name": "c", "axes": [{"arms": widths}]},
     ]
     body = job(tmp_path, steps=250, search={"mode": "phases", "seeds": 3, "phases": phases})
     study, _ = tune_sweep(body, tmp_path / "out", slots=2)

@@ -88,7 +88,10 @@ def racing_job(folder: Path, compete: str, sync: bool) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_slow_starter_is_stopped_only_on_request_and_then_with_all_its_seeds(ray_session, tmp_path):
-    study, _ = tune_sweep(racing_job(tmp_path, "rates", sync=False), tmp_path / "rates", slots=2)
+    body = racing_job(tmp_path, "rates", sync=False)
+    study = new_study(
+        load_job(body), fabric.sweep(body, out=tmp_path / "rates", runner="inline").root, tmp_path / "rates"
+    )
     assert {t.end for t in study.trials.values()} == {"finished"}
     assert not verdicts(study)
     for sync in (True, False):

@@ -1,4 +1,4 @@
-"""A sweep on a cluster of four nodes through two faults, which the commit chooses; all: `cluster_drills.py`."""
+"""A sweep on a cluster of several nodes through two faults, which the commit chooses; all: `cluster_drills.py`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_two_faults_change_no_number(tmp_path):
     folder, ledger = tmp_path / "runs", Ledger()
     folder.mkdir()
     faults = chosen(folder)
-    last = on_clusters(folder, write_job(tmp_path, study(tmp_path, STEPS, [3e-3])), faults, ledger)
+    last = on_clusters(folder, write_job(tmp_path, study(tmp_path, STEPS // 2, [3e-3])), faults, ledger)
     ledger.look(last.store)
     assert_little_lost(last.store)
     found = losses(last.store)

@@ -69,7 +69,7 @@ def killed(tmp_path_factory) -> Any:
     """One study under `asha: {sync: true}`, killed three times from a folder with decoys, then finished, and run
     once more."""
     folder = tmp_path_factory.mktemp("killed")
-    body = job(folder, steps=120, search=two_phases(SYNC_ASHA, 1e-3, 3e-3))
+    body = job(folder, steps=90, search=two_phases(SYNC_ASHA, 1e-3, 3e-3))
     where = {"cwd": decoys(folder / "mine")}
     file, out, ledger = write_job(folder, body), folder / "runs", Ledger()
     with sweeping(file, out, **where) as first:
@@ -240,7 +240,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_stops_the_sweep_and_loses_nothing(tmp_path, small_disk):
-    body = job(tmp_path, search=two_phases(FIFO))
+    body = job(tmp_path, search=two_phases(FIFO, 1e-3, 3e-3))
     file, ledger = write_job(tmp_path, body), Ledger()
     with sweeping(file, small_disk) as run:
         code = run.wait(120)

@@ -55,9 +55,9 @@ config, cache = make_cache(folder)
 for precision in ("fp32", "bf16"):
     trial = make_trial(config, cache, steps=2, precision=precision, model={"n_layers": 2})
     assert loop.run(trial, Store(folder).trial(trial.id), cache).state == "finished"
-print([name for name in ("torch._dynamo", "torch._inductor", "triton") if name in sys.modules])
+print([name for name in ("torch._dynamo", "torch._inductor", "triton", "sympy") if name in sys.modules])
 """
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
     environment = {**os.environ, "PYTHONPATH": path}
     command = [sys.executable, "-P", "-c", code, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

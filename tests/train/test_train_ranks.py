@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from ranks_kit import Ranks, train
 from train_kit import make_cache, make_trial, write_text
 
@@ -13,6 +14,7 @@ from fabric.data import DataConfig, prepare
 from fabric.store import Store
 from fabric.train.checkpoint import newest_checkpoint
 from fabric.train.meters import WARMUP_STEPS
+from fabric.train.zero import _compiling_nothing
 
 ENGINES = {
     "torch": {"engine": "torch"},
@@ -116,6 +118,14 @@ def exchange_is_told(record, is_timed):
     assert min(waits) > 0
     assert 0 < share < 1
     assert final["exposed_allreduce_seconds"] > 0
+
+
+def test_deepspeed_s_own_optimizers_are_not_compiled():
+    """`@torch.compile()` loads the compiler, wherever it is written."""
+    before = torch.compile
+    with _compiling_nothing():
+        assert torch.compile(dynamic=True)(len) is torch.compile(len) is len
+    assert torch.compile is before
 
 
 def test_one_process_has_nothing_to_wait_for(cached, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ranks_kit import forkserver
 
 from fabric.data import DataConfig, TokenCache, prepare
 from fabric.planning.trial import TrialSpec
@@ -153,13 +153,6 @@ class Reports:
     @property
     def steps(self) -> list[int]:
         return [row["step"] for row in self.rows]
-
-
-def forkserver() -> Any:
-    """Children from a server that has torch and the loop loaded: 0.1 s instead of 4 s each."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "fabric.train.loop", "models.decoder", "bitsandbytes"])
-    return context
 
 
 def run_child(target: Any, *args: Any, **options: Any) -> int:
