@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 SCALE ?= $(or $(FABRIC_SCALE),laptop)
 OUT ?= runs
 
+# Tests start hundreds of processes: none should have to compile our code again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: sweep test drills check clean
 
 sweep: $(READY)

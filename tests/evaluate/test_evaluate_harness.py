@@ -7,19 +7,18 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from stories_kit import STORIES, stories, stories_tokenizer
+from theirs_kit import REAL_EIGHT, agree_on, requests_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import fabric
 from fabric.data.rows import Table
 from fabric.evaluate.harness import generated, harness_model, harness_tasks
-from fabric.evaluate.likelihood import likelihoods
 from fabric.evaluate.options import OptionTask
 from fabric.evaluate.subject import Subject
 from fabric.evaluate.task import Asked
@@ -33,7 +32,6 @@ REAL = os.environ.get("FABRIC_DATA")
 STORIES_ARE_HERE = pytest.mark.skipif(
     not STORIES.is_dir(), reason="FABRIC_DATA names no folder with model-stories260K/"
 )
-REAL_EIGHT = ("sst2", "cola", "rte", "cb", "boolq", "wic", "copa", "blimp")
 INVENTED = Path(__file__).parent / "rows"
 INVENTED_EIGHT = ("qqp", "qnli", "mnli", "mnli_mismatched", "wsc", "multirc", "record", "blimp")
 ROWS = [
@@ -130,43 +128,6 @@ def invented(tmp_path_factory) -> Path:
     return where
 
 
-def agree_on(names, data: Path, limit: int, subject: Subject, theirs) -> int:
-    """Our likelihoods are its own, in our tasks' requests and in strings as its tasks ask; the number of pairs."""
-    n_pairs = 0
-    for name in names:
-        chosen = task(name)
-        items = chosen.load(Asked(data, limit))
-        prepared = chosen.prepare(items, subject)
-        requests = list(prepared.texts.values())
-        ours = likelihoods(subject.model, requests)
-        asked = [(("", ""), list(r.context), list(r.continuation)) for r in requests]
-        its = theirs._loglikelihood_tokens(asked, disable_tqdm=True)
-        assert [a.nats for a in ours] == pytest.approx([nats for nats, _ in its], abs=1e-4), name
-        assert [a.is_greedy for a in ours] == [is_greedy for _, is_greedy in its]
-        of = {key: nats for key, (nats, _) in zip(prepared.texts, its, strict=True)}
-        lengths = {k: len(r.continuation) if chosen.score == "mean" else 1 for k, r in prepared.texts.items()}
-        guesses = []
-        for item in items:
-            scores = [of[item.prompt, o] / lengths[item.prompt, o] for o in item.options]
-            guesses.append(scores.index(max(scores)))
-        assert [o["guess"] for o in chosen.run(prepared, subject).outcomes] == guesses, name
-
-        items = items[:8]
-        strings = requests_of(dict.fromkeys((i.prompt, o) for i in items for o in i.options))
-        ours = harness_model(subject).loglikelihood(strings, disable_tqdm=True)
-        its = theirs.loglikelihood(strings, disable_tqdm=True)
-        assert [n for n, _ in ours] == pytest.approx([n for n, _ in its], abs=1e-4), name
-        assert [g for _, g in ours] == [g for _, g in its]
-        assert guesses_of(items, strings, ours) == guesses_of(items, strings, its)
-        n_pairs += len(requests)
-    return n_pairs
-
-
-def guesses_of(items, strings, found) -> list[int]:
-    of = {request.args: nats for request, (nats, _) in zip(strings, found, strict=True)}
-    return [max(range(len(i.options)), key=lambda k, i=i: of[i.prompt, i.options[k]]) for i in items]
-
-
 @pytest.mark.slow
 @STORIES_ARE_HERE
 def test_our_likelihoods_of_a_real_model_are_its_own_on_real_tasks(storyteller):
@@ -177,10 +138,6 @@ def test_our_likelihoods_of_a_real_model_are_its_own_on_real_tasks(storyteller):
 @pytest.mark.slow
 def test_our_likelihoods_are_its_own_on_invented_rows(subject, theirs, invented):
     assert agree_on(INVENTED_EIGHT, invented, 100, subject, theirs) >= 500
-
-
-def requests_of(pairs):
-    return [SimpleNamespace(args=pair) for pair in pairs]
 
 
 def test_strings_are_cut_into_context_and_continuation_as_it_does(subject, theirs):

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stories_kit import STORIES, stories, stories_tokenizer
+from theirs_kit import perplexity_of
 
 from fabric.data.rows import TaskDataError
 from fabric.data.tokenizer import ByteTokenizer, JsonTokenizer
@@ -253,7 +254,7 @@ def test_mistakes_are_told(subject, tmp_path):
 @pytest.mark.skipif(not STORIES.is_dir(), reason="FABRIC_DATA names no folder with model-stories260K/")
 @pytest.mark.parametrize("setting", ["window=512", "window=256,stride=100"])
 def test_a_real_model_s_perplexity_is_that_which_transformers_finds(setting, tmp_path):
-    """On the first windows of WikiText-2, one at a time, labels and mean loss as its documentation has them."""
+    """On the first windows of WikiText-2."""
     from transformers import AutoModelForCausalLM
 
     from models.hf import to_transformers
@@ -267,15 +268,7 @@ def test_a_real_model_s_perplexity_is_that_which_transformers_finds(setting, tmp
     scores = chosen.scores(ran.outcomes)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert windows[0].ids[0] == 1, "a text begins with <s>"
-    nats = 0.0
-    for window in windows:
-        ids_1T = torch.from_numpy(window.ids[None])
-        labels_1T = ids_1T.clone()
-        labels_1T[:, : ids_1T.shape[1] - window.n_scored] = -100
-        with torch.inference_mode():
-            nats += float(theirs(ids_1T, labels=labels_1T).loss) * window.n_scored
-    expected = math.exp(nats / sum(w.n_scored for w in windows))
-    assert scores["perplexity"].value == pytest.approx(expected, rel=1e-4)
+    assert scores["perplexity"].value == pytest.approx(perplexity_of(theirs, windows), rel=1e-4)
     n = sum(o["n_chars"] for o in ran.outcomes)
     scored_text = ours.trained.tokenizer.decode([int(i) for w in windows for i in w.ids[-w.n_scored :]])
     text = (Path(str(REAL)) / "wikitext-2" / "test.txt").read_text(encoding="utf-8")
