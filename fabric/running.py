@@ -19,7 +19,7 @@ from fabric.runtime.signals import interruptible, noted
 from fabric.store import Store, Url, located, share
 from fabric.sweeping import JobSource, cache_root, out_root
 from fabric.train.directive import PREEMPTED, Continue, Directive
-from models.parts import nearest
+from models.parts import meant
 
 if TYPE_CHECKING:
     from fabric.store import TrialRecord
@@ -139,8 +139,7 @@ def _arm(job: Job, name: str | None) -> Arm:
     arms += nuisance_points(job)
     by_name = {a.name: a for a in reversed(arms) if a.name}
     if name not in by_name:
-        close = nearest(name, list(by_name))
-        hint = f"; did you mean {close!r}?" if close else ""
+        hint = meant(name, by_name)
         raise JobError([f"--arm {name}: no such arm{hint} (allowed: {', '.join(sorted(by_name))})"])
     return by_name[name]
 

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import math
 import pkgutil
+from collections.abc import Iterable
 from functools import cache
 from typing import Annotated, Any, ClassVar, Union, get_args
 
@@ -81,3 +82,9 @@ def nearest(name: str, allowed: list[str] | tuple[str, ...]) -> str | None:
     """The allowed name closest to a misspelt one, or None when nothing is close."""
     close = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1, cutoff=0.5)
     return close[0] if close else None
+
+
+def meant(name: str, allowed: Iterable[str]) -> str:
+    """What an error says of a misspelt name: "; did you mean 'x'?", or nothing."""
+    close = nearest(name, list(allowed))
+    return f"; did you mean {close!r}?" if close else ""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from models.config import ModelConfig
-from models.parts import nearest
+from models.parts import meant
 
 
 def _sizes(
@@ -180,7 +180,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 def preset(name: str, **changes: Any) -> ModelConfig:
     """The named architecture, with top-level fields changed. Raises ValueError for an unknown name."""
     if name not in PRESETS:
-        close = nearest(name, list(PRESETS))
-        hint = f"did you mean {close!r}? " if close else ""
-        raise ValueError(f"no preset is named {name!r}; {hint}there are {', '.join(PRESETS)}")
+        hint = meant(name, PRESETS)
+        raise ValueError(f"no preset is named {name!r}{hint} (there are {', '.join(PRESETS)})")
     return ModelConfig.model_validate({**PRESETS[name], **changes})

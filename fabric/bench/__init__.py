@@ -12,7 +12,7 @@ from typing import Any
 from fabric.bench.measure import Setting, finish
 from fabric.paths import real_path
 from fabric.store import local
-from models.parts import nearest
+from models.parts import meant
 
 
 def _modules() -> dict[str, ModuleType]:
@@ -48,9 +48,8 @@ def bench(
     """
     modules = _modules()
     if name not in modules:
-        close = nearest(name, list(modules))
-        hint = f"did you mean {close!r}? " if close else ""
-        raise ValueError(f"no bench is named {name!r}; {hint}there are {', '.join(modules)}")
+        hint = meant(name, modules)
+        raise ValueError(f"no bench is named {name!r}{hint} (there are {', '.join(modules)})")
     if repeats < 1:
         raise ValueError(f"repeats={repeats} must be at least 1")
     module = modules[name]
@@ -75,6 +74,5 @@ def _check_parts(name: str, only: Sequence[str], choices: Sequence[str]) -> None
         if not choices:
             raise ValueError(f"bench {name} is measured whole; leave out only={part!r}")
         if part not in choices:
-            close = nearest(part, list(choices))
-            hint = f"did you mean {close!r}? " if close else ""
-            raise ValueError(f"bench {name} has no part {part!r}; {hint}there are {', '.join(choices)}")
+            hint = meant(part, choices)
+            raise ValueError(f"bench {name} has no part {part!r}{hint} (there are {', '.join(choices)})")

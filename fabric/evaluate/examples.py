@@ -107,8 +107,7 @@ def _said(model: Any, objective: Any, rows_B2T: np.ndarray, precision: str) -> l
     pair = objective.examples(rows_B2T, seed=0, step=0, n_ids=0)
     ids_BT, targets_BT = (torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in pair)
     with torch.inference_mode(), autocast(device.type, precision):
-        said: list[Any] = objective.judged(model, ids_BT, targets_BT).said_B
-    return said
+        return list(objective.judged(model, ids_BT, targets_BT, read=True).said_B)
 
 
 def _asked(targets_T: np.ndarray) -> list[int]:

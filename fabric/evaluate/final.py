@@ -77,7 +77,7 @@ def final_metrics(
     Raises ValueError when the validation split does not hold one window of `seq_len`.
     """
     how = (config.final_val_tokens, batch_size, precision, objective, group)
-    whole = score(model, cache, "validation", seq_len, *how)
+    whole = score(model, cache, "validation", seq_len, *how, read=isinstance(objective, ReadoutObjective))
     metrics: dict[str, float | None] = {
         "val_loss": whole.loss,
         "val_perplexity": whole.perplexity,

@@ -23,7 +23,7 @@ from fabric.evaluate.generation import has_ended, text_of
 from fabric.evaluate.likelihood import Request, fitted, likelihoods
 from fabric.evaluate.perplexity import rolling, window_nats
 from fabric.evaluate.scores import share
-from models.parts import nearest
+from models.parts import meant
 
 if TYPE_CHECKING:
     from fabric.evaluate.subject import Subject
@@ -83,8 +83,7 @@ def harness_tasks(names: Sequence[str]) -> HarnessTasks:
         elif name in known:
             wanted.append(name)
         else:
-            close = nearest(name, list(known))
-            hint = f"; did you mean {close!r}?" if close else ""
+            hint = meant(name, known)
             raise ValueError(
                 f"lm-evaluation-harness has no task {name!r}{hint} (`lm-eval ls tasks` lists them; a path may be given)"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,8 +31,8 @@ class LMScore:
     """`loss` in nats per predicted token, `n_tokens` of them; `bits_per_byte` compares tokenizers: it divides by the
     text's own bytes. Perplexity and bits per byte are None where the loss is not the text's likelihood. Of labelled
     examples, `accuracy` is the share of asked positions answered right, `exact` that of rows with all of them right,
-    and the loss is a mean over rows (`n_tokens` counts these), and `said` is what the model answers to each row; of a
-    text the first two are None and nothing is said.
+    and the loss is a mean over rows (`n_tokens` counts these), and `said` is what the model answers to each row
+    where that was asked for; of a text the first two are None and nothing is said.
     """
 
     loss: float
@@ -67,13 +67,14 @@ def score(
     precision: str = "fp32",
     objective: ObjectiveConfig = NEXT_TOKEN,
     group: Group = ALONE,
+    read: bool = False,
 ) -> LMScore:
     """The objective's loss over windows of `seq_len` tokens, one after the other from the start of the split.
 
     `max_tokens` is rounded down to whole windows (at least one); None reads the whole split. Each token's loss is
     fp32 and the sum fp64, so the result does not depend on `batch_size`. Ranks of a `group`, each with the whole model,
-    take batches in turn and come to the sums of one. Raises ValueError when the split does not
-    hold one window.
+    take batches in turn and come to the sums of one. `read`: with the answers to labelled rows.
+    Raises ValueError when the split does not hold one window.
     """
     available = cache.n_rows(split, seq_len)
     if available == 0:
@@ -84,7 +85,7 @@ def score(
     n_rows = available if max_tokens is None else min(available, max(1, max_tokens // seq_len))
     device = next(model.parameters()).device
     # Of this rank's batches: first row, nats, bytes, counts of answers, answers.
-    sums: list[tuple[int, float, float, np.ndarray, list[Any]]] = []
+    sums: list[tuple[int, float, float, np.ndarray, Sequence[Any]]] = []
     with evaluating(model):
         for start in range(group.rank * batch_size, n_rows, group.world * batch_size):
             rows = cache.rows(split, seq_len, range(start, min(start + batch_size, n_rows)))
@@ -93,7 +94,7 @@ def score(
             )
             ids_BT, targets_BT = (torch.from_numpy(x).to(device) for x in pair)
             with autocast(device.type, precision):
-                nats, counts, said = _judged(objective, model, ids_BT, targets_BT)
+                nats, counts, said = _judged(objective, model, ids_BT, targets_BT, read)
             n_bytes = cache.n_bytes(split, rows[:, 1:]) if objective.IS_LIKELIHOOD else 0.0
             sums.append((start, nats, n_bytes, counts, said))
     in_order = sorted(chain.from_iterable(group.gathered(sums)), key=lambda s: s[0])
@@ -111,13 +112,13 @@ def score(
 
 
 def _judged(
-    objective: ObjectiveConfig, model: Any, ids_BT: torch.Tensor, targets_BT: torch.Tensor
-) -> tuple[float, np.ndarray, list[Any]]:
+    objective: ObjectiveConfig, model: Any, ids_BT: torch.Tensor, targets_BT: torch.Tensor, read: bool
+) -> tuple[float, np.ndarray, Sequence[Any]]:
     """Summed nats of some rows; of labelled ones also right and asked positions and rows all right (else zeros), and
     what is said to each."""
     if not isinstance(objective, Answers | ReadoutObjective):
-        return float(objective.nll(model, ids_BT, targets_BT).double().sum()), np.zeros(3, np.int64), []
-    rows = objective.judged(model, ids_BT, targets_BT)
+        return float(objective.nll(model, ids_BT, targets_BT).double().sum()), np.zeros(3, np.int64), ()
+    rows = objective.judged(model, ids_BT, targets_BT, read)
     exact_B = rows.n_right_B == rows.n_asked_B
     counts = torch.stack((rows.n_right_B.sum(), rows.n_asked_B.sum(), exact_B.sum()))
     return float(rows.nll_B.sum()), counts.cpu().numpy(), rows.said_B

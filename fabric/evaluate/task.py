@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from models.parts import nearest
+from models.parts import meant
 
 if TYPE_CHECKING:
     from fabric.evaluate.measures import Measure
@@ -113,8 +113,7 @@ class Task(ABC):
         hints, values = get_type_hints(type(self), include_extras=True), {}
         for name, value in settings.items():
             if name not in self.SETTINGS:
-                close = nearest(name, list(self.SETTINGS))
-                hint = f"; did you mean {close!r}?" if close else ""
+                hint = meant(name, self.SETTINGS)
                 known = ", ".join(self.SETTINGS) or "none"
                 raise ValueError(f"task {self.name} has no setting {name!r} (it has: {known}){hint}")
             try:

@@ -59,6 +59,7 @@ def read_test_split(spec: TrialSpec, record: TrialRecord, cache: TokenCache) -> 
         max_tokens=spec.evaluate.test_tokens,
         precision=spec.train.precision,
         objective=spec.train.objective,
+        read=isinstance(spec.train.objective, ReadoutObjective),
     )
     body: dict[str, Any] = {
         "step": checkpoint.step,

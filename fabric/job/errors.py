@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from fabric.job.document import Document, JobError, Path_
-from models.parts import nearest
+from models.parts import meant, nearest
 
 MISTAKES_SHOWN = 12
 # What pydantic's errors about a field's plain type want.
@@ -32,11 +32,11 @@ def validate(config_class: type[Any], document: Document, prefix: Path_ = ()) ->
         config = config_class.model_validate(document.data)
     except ValidationError as error:
         found = _located(config_class, document, error)
-        meant = {
+        misspelt = {
             (*p[:-1], nearest(str(p[-1]), _names(m))) for i, p, m in found if i["type"] == "extra_forbidden"
         }
         # A misspelt key is one mistake, not an unknown key and a missing one.
-        found = [(i, p, m) for i, p, m in found if not (i["type"] == "missing" and p in meant)]
+        found = [(i, p, m) for i, p, m in found if not (i["type"] == "missing" and p in misspelt)]
         found = _choices_joined(found)
         lines = list(dict.fromkeys(_line(item, path, model, document, prefix) for item, path, model in found))
         if len(lines) > MISTAKES_SHOWN:
@@ -173,22 +173,20 @@ def _line(item: Any, path: Path_, model: type[BaseModel] | None, document: Docum
     where = f"{_place(document, at)}{dotted((*prefix, *path))}"
     if kind == "extra_forbidden":
         allowed = _names(model)
-        return f"{where}: unknown key {path[-1]!r}{_did_you_mean(str(path[-1]), allowed)}{_allowed(allowed)}"
+        return f"{where}: unknown key {path[-1]!r}{meant(str(path[-1]), allowed)}{_allowed(allowed)}"
     if kind == "missing":
         return _missing(path, document, prefix)
     if kind == "union_tag_invalid":
         given = str(item["ctx"]["tag"])
         allowed = [t.strip().strip("'") for t in item["ctx"]["expected_tags"].split(",")]
-        return f"{where}.kind = {given!r}: unknown kind{_did_you_mean(given, allowed)}{_allowed(allowed)}"
+        return f"{where}.kind = {given!r}: unknown kind{meant(given, allowed)}{_allowed(allowed)}"
     if kind == "union_tag_not_found":
         return f"{where}: missing `kind`; say which one is meant"
     if kind == "literal_error":
         if isinstance(value, str) and value in re.split(r", | or ", item["ctx"]["expected"]):
             return f"{where} = {value!r}: is text, a number is wanted; write {value} without quotes"
         allowed = [t.strip().strip("'") for t in item["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return (
-            f"{where} = {_shown(value)}: not allowed{_did_you_mean(str(value), allowed)}{_allowed(allowed)}"
-        )
+        return f"{where} = {_shown(value)}: not allowed{meant(str(value), allowed)}{_allowed(allowed)}"
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return f"{where} = {_shown(value)}: must be a mapping"
     if kind == "list_type":
@@ -238,11 +236,6 @@ def _blamed(path: Path_, value: Any, message: str) -> Path_:
         if found and (len(found) == len(keys) or isinstance(found[-1], int)):
             return (*path, *found)
     return path
-
-
-def _did_you_mean(given: str, allowed: list[str]) -> str:
-    close = nearest(given, allowed)
-    return f"; did you mean {close!r}?" if close else ""
 
 
 def _allowed(names: list[str]) -> str:

@@ -12,7 +12,7 @@ from fabric.data.config import DataConfig, parts_of
 from fabric.evaluate.config import PLACES, EvaluateConfig
 from fabric.job.document import Document, JobError, Mark, from_data, read_yaml
 from fabric.job.errors import explain, unknown_keys, validate
-from fabric.job.overlay import check_form, close, lay_scale, lay_set
+from fabric.job.overlay import check_form, lay_scale, lay_set
 from fabric.job.schema import SECTIONS, BaseSection, JobConfig, base_path
 from fabric.job.start import Start, check_agreement, find_start
 from fabric.paths import real_path, there
@@ -20,7 +20,7 @@ from fabric.train.config import TrainConfig
 from fabric.train.objectives.base import ObjectiveConfig
 from kernels.folders import at_home, default_cache_root
 from models.config import ModelConfig
-from models.parts import nearest
+from models.parts import meant, nearest
 from models.presets import PRESETS
 
 
@@ -83,7 +83,7 @@ class Job:
             path = base_path(override.path)
             if path[0] != "base":
                 message = (
-                    f"{override.path!r} is not below {', '.join(SECTIONS)}{close(str(path[0]), SECTIONS)}"
+                    f"{override.path!r} is not below {', '.join(SECTIONS)}{meant(str(path[0]), SECTIONS)}"
                 )
                 raise JobError([f"{override.mark}: {message}"])
             base.put(path[1:], from_data(override.value, override.mark))
@@ -165,7 +165,7 @@ def _model_document(base: Document, whole: bool = False) -> Document:
     document = Document({})
     if name is not None:
         if not isinstance(name, str) or name not in PRESETS:
-            message = f"no preset {name!r}{close(str(name), list(PRESETS))} (allowed: {', '.join(PRESETS)})"
+            message = f"no preset {name!r}{meant(str(name), list(PRESETS))} (allowed: {', '.join(PRESETS)})"
             raise explain(base, ("model", "preset"), message, ("base",))
         preset = PRESETS[name]
         body = preset if isinstance(preset, Mapping) else preset.model_dump()
@@ -175,8 +175,8 @@ def _model_document(base: Document, whole: bool = False) -> Document:
         document = from_data(dict(body), Mark(f"{mark} (preset {name})"))
     for key in given.data if name is None else ():
         known = [*ModelConfig.model_fields, "preset", "from"]
-        if key not in known and (meant := nearest(key, known)) in ("preset", "from"):
-            message = f"unknown key {key!r}; did you mean {meant!r}?"
+        if key not in known and nearest(key, known) in ("preset", "from"):
+            message = f"unknown key {key!r}{meant(key, known)}"
             raise explain(base, ("model", key), message, ("base",))
     document.merge(given)
     return document
@@ -263,7 +263,7 @@ def _check_lora(base: Document, train: TrainConfig, model: ModelConfig, start: S
     for i, name in enumerate(train.lora.targets):
         if name not in known:
             message = (
-                f"no matrix of the model is called {name!r} (allowed: {', '.join(known)}){close(name, known)}"
+                f"no matrix of the model is called {name!r} (allowed: {', '.join(known)}){meant(name, known)}"
             )
             raise explain(base, ("train", "lora", "targets", i), message, ("base",))
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from fabric.job.document import Document, JobError, Mark, read_value
 from fabric.job.errors import explain
 from fabric.job.schema import SECTIONS, JobConfig, base_path
-from models.parts import nearest
+from models.parts import meant
 
 
 def check_form(scales: Document) -> None:
@@ -24,7 +22,7 @@ def lay_scale(document: Document, scales: Document, scale: str | None) -> None:
     if scale not in scales.data:
         names = list(scales.data)
         known = f" (allowed: {', '.join(names)})" if names else "; the job defines none"
-        raise JobError([f"--scale {scale}: no such scale{close(scale, names)}{known}"])
+        raise JobError([f"--scale {scale}: no such scale{meant(scale, names)}{known}"])
     for text, value in (scales.data[scale] or {}).items():
         inner = scales.sub((scale, text))
         _put(document, str(text), Document(value, inner.marks), str(scales.mark((scale, text))))
@@ -45,7 +43,7 @@ def _put(document: Document, text: str, value: Document, where: str) -> None:
     if path[0] not in allowed:
         raise JobError(
             [
-                f"{where}: {text!r} points nowhere{close(str(path[0]), allowed)} (allowed: {', '.join(allowed)})"
+                f"{where}: {text!r} points nowhere{meant(str(path[0]), allowed)} (allowed: {', '.join(allowed)})"
             ]
         )
     document.put(_named_items(document, path, where), value)
@@ -63,14 +61,8 @@ def _named_items(document: Document, path: tuple[str | int, ...], where: str) ->
             names = [item.get("name") if isinstance(item, dict) else None for item in here]
             if key not in names:
                 known = [str(n) for n in names if n]
-                message = f"{'.'.join(map(str, path))!r}: no item named {key!r}{close(key, known)}"
+                message = f"{'.'.join(map(str, path))!r}: no item named {key!r}{meant(key, known)}"
                 raise JobError([f"{where}: {message}; name one, or its place: 0 to {len(here) - 1}"])
             key = names.index(key)
         found.append(key)
     return tuple(found)
-
-
-def close(given: str, allowed: Sequence[str]) -> str:
-    """A hint at what may have been meant, or nothing."""
-    meant = nearest(given, list(allowed))
-    return f"; did you mean {meant!r}?" if meant else ""

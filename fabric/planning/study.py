@@ -32,7 +32,7 @@ from fabric.planning.rungs import Rungs
 from fabric.planning.tasks import Action, ArmRun, Cause, Machine, PhaseRun, Task, Trial, headline
 from fabric.store import FINISHED, Store
 from models import n_params, state_bytes
-from models.parts import nearest
+from models.parts import meant
 
 __all__ = ["Action", "ArmRun", "Machine", "PhaseRun", "Study", "Task", "Trial"]
 
@@ -164,8 +164,7 @@ class Study:
         """What the job calls the baseline; else the arm that is the base itself; else the first."""
         names, wanted = [a.arm.name for a in arms], self.search.baseline
         if wanted is not None and wanted not in names:
-            close = nearest(wanted, names)
-            hint = f"; did you mean {close!r}?" if close else ""
+            hint = meant(wanted, names)
             message = f"{wanted!r} is no arm{hint} (allowed: {', '.join(names)})"
             raise explain(self.job.document, ("search", "baseline"), message)
         return wanted or self._same_as(Arm(""), arms) or names[0]

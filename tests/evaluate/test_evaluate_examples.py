@@ -282,7 +282,7 @@ def test_what_was_said_while_the_loss_was_taken_is_not_asked_again(trials, name)
     trained = load_trained(trials[name])
     spec, cache = trained.trial.spec, trained.trial.cache()
     objective, seq_len = spec.train.objective, spec.data.seq_len
-    whole = score(trained.model, cache, "test", seq_len, objective=objective)
+    whole = score(trained.model, cache, "test", seq_len, objective=objective, read=True)
     assert len(whole.said) == cache.n_rows("test", seq_len)
     asked = Asked.of_cache(cache, "test")
     how = objective, spec.data.examples, asked

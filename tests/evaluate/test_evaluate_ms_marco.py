@@ -88,7 +88,7 @@ def test_declining_is_an_empty_answer(text, answer):
     assert answer_of(text) == answer
 
 
-@settings(deadline=None, derandomize=True, max_examples=25)
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(st.lists(st.tuples(TEXTS, st.lists(TEXTS, min_size=1, max_size=3)), min_size=1, max_size=6))
 def test_scores_are_the_libraries(pairs):
     from rouge_score.rouge_scorer import RougeScorer

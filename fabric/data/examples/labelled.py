@@ -18,7 +18,7 @@ from fabric.data.labelled.splits import Divided, divided, sample
 from fabric.data.rows import file_of
 from fabric.data.tokenizer import Tokenizer
 from fabric.job.units import Count
-from models.parts import nearest
+from models.parts import meant
 
 
 class LabelledExamples(ExamplesConfig):
@@ -44,8 +44,7 @@ class LabelledExamples(ExamplesConfig):
     def _known(cls, name: str) -> str:
         if name in cls.SETS:
             return name
-        close = nearest(name, list(cls.SETS))
-        hint = f"; did you mean {close!r}?" if close else ""
+        hint = meant(name, cls.SETS)
         raise ValueError(f"no data set is called {name!r}{hint} (allowed: {', '.join(cls.SETS)})")
 
     @property

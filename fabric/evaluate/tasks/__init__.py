@@ -7,7 +7,7 @@ import pkgutil
 from functools import cache
 
 from fabric.evaluate.task import Task
-from models.parts import nearest
+from models.parts import meant
 
 
 @cache
@@ -30,9 +30,8 @@ def task(text: str) -> Task:
     name, colon, written = text.strip().partition(":")
     known = tasks()
     if name not in known:
-        close = nearest(name, list(known))
-        hint = f"did you mean {close!r}? " if close else ""
-        raise ValueError(f"no task is named {name!r}; {hint}there are {', '.join(known)}")
+        hint = meant(name, known)
+        raise ValueError(f"no task is named {name!r}{hint} (there are {', '.join(known)})")
     settings: dict[str, str] = {}
     for part in written.split(",") if colon else ():
         key, equals, value = (p.strip() for p in part.partition("="))

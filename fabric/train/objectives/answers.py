@@ -5,6 +5,7 @@ Shapes: B rows, T positions, A asked positions of all rows together, D width, V 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 
 class Judged(NamedTuple):
     """Rows judged: nll_B, the mean over each row's targets (fp64); which asked positions are right, by the most likely
-    id of all, and how many are asked; what the model says to each row, as plain JSON.
+    id of all, and how many are asked; what the model says to each row, as plain JSON, where that is asked for.
     """
 
     nll_B: Tensor
     n_right_B: Tensor
     n_asked_B: Tensor
-    said_B: list[Any]
+    said_B: Sequence[Any] = ()
 
 
 class Answers(ObjectiveConfig):
@@ -83,8 +84,8 @@ class Answers(ObjectiveConfig):
         return Answers.judged(model, ids_BT, targets_BT).nll_B
 
     @staticmethod
-    def judged(model: Any, ids_BT: Tensor, targets_BT: Tensor) -> Judged:
-        """Each row's loss and right answers, which is also what is said of it; without gradient."""
+    def judged(model: Any, ids_BT: Tensor, targets_BT: Tensor, read: bool = False) -> Judged:
+        """Each row's loss and right answers, and (`read`) these as plain JSON; without gradient."""
         import torch
 
         with torch.no_grad():
@@ -96,6 +97,8 @@ class Answers(ObjectiveConfig):
         sums_B.index_add_(0, row_A, nll_A.double())
         n_right_B = torch.zeros_like(n_asked_B).index_add_(0, row_A, right_A.to(n_asked_B.dtype))
         nll_B = sums_B / n_asked_B
+        if not read:
+            return Judged(nll_B, n_right_B, n_asked_B)
         pairs = zip(n_right_B.tolist(), nll_B.tolist(), strict=True)
         said_B = [{"n_right": n, "loss": loss} for n, loss in pairs]
         return Judged(nll_B, n_right_B, n_asked_B, said_B)

@@ -109,14 +109,14 @@ class ReadoutObjective(ObjectiveConfig):
         with torch.no_grad():
             return cls.row_losses(model(ids_BT, targets_BT != UNASKED), targets_BT).double()
 
-    def judged(self, model: Any, ids_BT: Tensor, targets_BT: Tensor) -> Judged:
-        """Each row's loss, right answers, and what it is answered; without gradient."""
+    def judged(self, model: Any, ids_BT: Tensor, targets_BT: Tensor, read: bool = False) -> Judged:
+        """Each row's loss, right answers, and (`read`) what it is answered; without gradient."""
         import torch
 
         with torch.no_grad():
             outputs_AK = model(ids_BT, targets_BT != UNASKED)
             losses_B = self.row_losses(outputs_AK, targets_BT).double()
-            said_B = self.read(outputs_AK, targets_BT)
+            said_B = self.read(outputs_AK, targets_BT) if read else ()
             return Judged(losses_B, *self.right(outputs_AK, targets_BT), said_B)
 
 
