@@ -8,11 +8,14 @@ import json
 import platform
 import subprocess
 import sys
+import time
 from functools import cache, lru_cache
+from pathlib import Path
 
 from fabric.data.disk import write_atomic
 from fabric.planning.machine import WORKER_MODULES
 from fabric.planning.trial import TrialSpec
+from fabric.sources import source_hash
 from kernels import native
 from kernels.folders import default_cache_root
 from models import n_params
@@ -22,6 +25,7 @@ from models.cost import saved_bytes
 # Growth of the resident set over the bytes alive at the peak, on CPUs: glibc keeps freed blocks below 32 MiB and
 # cannot always use them again. Measured for the tiny presets at 8 x 128 to 32 x 512 tokens: 1.2 to 1.55.
 KEPT_BY_MALLOC = 1.35
+_DAY = 86400.0
 ROW_BYTES = 450  # of JSON for a step in metrics.jsonl
 HISTORY_BYTES = 16  # of a checkpoint for each step's loss, norm and times
 
@@ -145,26 +149,33 @@ print(int(status["VmRSS"].split()[0]) * 1024)
 def process_bytes() -> int:
     """Resident bytes of a sweep's worker that has trained next to nothing.
 
-    Measured in a child once a machine and torch version (some seconds), then remembered in the user's cache folder.
+    Measured in a child (some seconds), then remembered in the user's cache folder: once a machine and torch version,
+    and again the day after our sources have changed (what they import is most of it).
     """
+    memo = process_memo()
+    sources = source_hash()
+    try:
+        kept = json.loads(memo.read_text())
+        if kept["sources"] == sources or time.time() - memo.stat().st_mtime < _DAY:
+            return int(kept["bytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    measured = _measured_process()
+    with contextlib.suppress(OSError):  # else it is measured again next time
+        write_atomic(memo, json.dumps({"bytes": measured, "sources": sources}).encode())
+    return measured
+
+
+def process_memo() -> Path:
+    """The file that remembers `process_bytes`."""
     import torch
 
     modules = hashlib.sha256(",".join(WORKER_MODULES).encode()).hexdigest()[:8]
     key = f"{platform.node()}-{platform.python_version()}-{torch.__version__}-{native.name()}-{modules}"
-    key = key.replace("/", "_")
-    memo = default_cache_root() / "machine" / f"worker-bytes-{key}.json"
-    try:
-        return int(json.loads(memo.read_text())["bytes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        measured = _measured_process()
-    with contextlib.suppress(OSError):  # else it is measured again next time
-        write_atomic(memo, json.dumps({"bytes": measured}).encode())
-    return measured
+    return default_cache_root() / "machine" / f"worker-bytes-{key.replace('/', '_')}.json"
 
 
 def _measured_process() -> int:
-    from pathlib import Path
-
     root = Path(__file__).resolve().parents[2]
     code = f"import sys; sys.path.insert(0, {str(root)!r})\n{_PROBE}"
     command = [sys.executable, "-c", code, ",".join(WORKER_MODULES)]

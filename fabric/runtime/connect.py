@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import logging
 import os
 import shutil
@@ -20,9 +18,9 @@ from typing import Any
 from fabric.planning.machine import WORKER_MODULES
 from fabric.runtime.auth import asked_for_token, settle
 from fabric.runtime.signals import handlers_kept
+from fabric.sources import PACKAGES, package_folder
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("fabric", "models", "kernels")
 # Set before Ray starts, so that its workers inherit them.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -62,25 +60,6 @@ class SourcesDifferError(ValueError):
 
 class ClusterLostError(ConnectionError):
     """Ray's own processes have died under a running sweep."""
-
-
-def package_folder(package: str) -> Path:
-    """Where this process has one of our packages; on a joined cluster's workers each lies in a folder of its own."""
-    spec = importlib.util.find_spec(package)
-    folders = spec.submodule_search_locations if spec else None
-    assert folders, f"{package} is no package here"
-    return Path(next(iter(folders)))
-
-
-def source_hash() -> str:
-    """A hash of our three packages' sources: the driver and its workers must run the same code."""
-    digest = hashlib.sha256()
-    for package in PACKAGES:
-        folder = package_folder(package)
-        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".cpp", ".h")):
-            name = f"{package}/{path.relative_to(folder).as_posix()}"
-            digest.update(name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 @contextmanager

@@ -10,9 +10,10 @@ import numpy as np
 import ray.data
 
 from fabric.measuring import Request, measure_one, subject_of
-from fabric.runtime.connect import cluster, source_hash
+from fabric.runtime.connect import cluster
 from fabric.runtime.data import quiet
 from fabric.runtime.worker import same_sources
+from fabric.sources import source_hash
 
 
 class Evaluator:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from fabric.clusters import sendable
 from fabric.runtime.auth import asked_for_token, settle
-from fabric.runtime.connect import ENVIRONMENT, PACKAGES, package_folder
+from fabric.runtime.connect import ENVIRONMENT
+from fabric.sources import PACKAGES, package_folder
 
 ANSWER_WITHIN = 10.0  # seconds
 

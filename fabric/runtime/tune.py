@@ -27,12 +27,12 @@ from fabric.runtime.connect import (
     lost_message,
     lost_processes,
     node_resources,
-    source_hash,
 )
 from fabric.runtime.held import GroupsHold
 from fabric.runtime.signals import clean_stop
 from fabric.runtime.waiting import FirstWait
 from fabric.runtime.worker import fabric_trial
+from fabric.sources import source_hash
 from fabric.store import Place, StoreUnavailableError, told_when_full
 from fabric.sweeping import Caches, Progress, task_body, tune_folder
 

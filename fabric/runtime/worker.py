@@ -13,7 +13,8 @@ import fabric.train.loop
 import models.decoder  # noqa: F401
 from fabric.data import TokenCache
 from fabric.planning.trial import TrialSpec
-from fabric.runtime.connect import ROOT, SourcesDifferError, source_hash
+from fabric.runtime.connect import ROOT, SourcesDifferError
+from fabric.sources import source_hash
 from fabric.store import Store, cache_of, fetch
 from fabric.train.directive import PREEMPTED, Continue, Directive, Leaving, PreemptedError, Report, never
 from fabric.train.group import ALONE, Group

@@ -207,8 +207,8 @@ def test_ray_s_workers_measure_the_same(ray_session, trials, data, tmp_path):
 def test_a_worker_hands_an_error_over_as_text(trials, data, tmp_path):
     import numpy as np
 
-    from fabric.runtime.connect import source_hash
     from fabric.runtime.evaluating import Evaluator
+    from fabric.sources import source_hash
 
     asked = measuring.Request(("sst2",), str(data), None, 0, "fp32", str(tmp_path))
     worker = Evaluator(vars(asked), source_hash())

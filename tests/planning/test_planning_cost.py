@@ -47,6 +47,7 @@ def peaks(tmp_path_factory):
     }
     cache = prepare(DataConfig.model_validate(data), folder / "cache", backend="inline")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    cost.process_memo().unlink(missing_ok=True)  # of other sources, perhaps: it would be right within a day only
     found: dict[tuple, list[int]] = {}
     for cases in PROCESSES:
         done = subprocess.run(
@@ -69,6 +70,24 @@ def test_peak_memory_is_predicted_within_a_tenth(peaks, case):
     assert predicted == pytest.approx(measured, rel=0.10)
     # The trial's own share is not lost in the imports' (40 MiB: code and libraries that only training touches).
     assert predicted - base == pytest.approx(measured - base, rel=0.25, abs=40 * 2**20)
+
+
+def test_what_a_process_takes_is_measured_again_after_the_sources_changed(tmp_path, monkeypatch):
+    memo = tmp_path / "memo.json"
+    monkeypatch.setattr(cost, "process_memo", lambda: memo)
+    measured = iter([300, 400, 500])
+    monkeypatch.setattr(cost, "_measured_process", lambda: next(measured))
+    ask = cost.process_bytes.__wrapped__
+    assert ask() == 300
+    two_days_ago = memo.stat().st_mtime - 2 * 86400
+    os.utime(memo, (two_days_ago, two_days_ago))
+    assert ask() == 300
+    monkeypatch.setattr(cost, "source_hash", lambda: "other")
+    assert ask() == 400
+    monkeypatch.setattr(cost, "source_hash", lambda: "another")
+    assert ask() == 400  # measured today: an edit does not cost seconds each time
+    memo.write_text('{"bytes": 1}')
+    assert ask() == 500
 
 
 def spec_of(**train):
