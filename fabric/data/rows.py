@@ -86,7 +86,9 @@ class Row:
     def one_of(self, name: str, allowed: Mapping[Any, int]) -> int:
         """The number of a label. Raises TaskDataError for one outside the set."""
         value = self[name]
-        found = allowed.get(value, allowed.get(str(value)))
+        found = None
+        if isinstance(value, str | int | float):  # JSON may hold lists and objects, which are no keys
+            found = allowed.get(value, allowed.get(str(value)))
         if found is None:
             names = ", ".join(map(repr, allowed))
             raise TaskDataError(
@@ -139,10 +141,7 @@ def _rows_of(path: Path, table: Table) -> Iterator[Row]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise TaskDataError(f"{path} is not UTF-8 at byte {error.start}") from None
-    reader = (
-        _json_lines if path.suffix in (".jsonl", ".ndjson") else _json if path.suffix == ".json" else _tabbed
-    )
-    yield from reader(path, text, table)
+    yield from READERS.get(path.suffix, _tabbed)(path, text, table)
 
 
 def _json_lines(path: Path, text: str, _: Table) -> Iterator[Row]:
@@ -176,9 +175,25 @@ def _json(path: Path, text: str, _: Table) -> Iterator[Row]:
 
 def _tabbed(path: Path, text: str, table: Table) -> Iterator[Row]:
     """Tab-separated, without quotes: GLUE's files hold single ones."""
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+    yield from _lines(
+        path, csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE), table
+    )
+
+
+def _commas(path: Path, text: str, table: Table) -> Iterator[Row]:
+    """Comma-separated, quoted where a field holds a comma or a line's end (RFC 4180)."""
+    yield from _lines(path, csv.reader(io.StringIO(text, newline=""), strict=True), table)
+
+
+def _lines(path: Path, lines: Any, table: Table) -> Iterator[Row]:
     columns = table.columns
-    for line in lines:
+    while True:
+        try:
+            line = next(lines, None)
+        except csv.Error as error:
+            raise TaskDataError(f"{path}:{lines.line_num}: {error}") from None
+        if line is None:
+            return
         where = f"{path}:{lines.line_num}"
         if columns is None:
             columns = tuple(line)
@@ -190,6 +205,14 @@ def _tabbed(path: Path, text: str, table: Table) -> Iterator[Row]:
                 f"{where}: {len(line)} columns where there are {len(columns)} ({', '.join(columns)})"
             )
         yield Row(dict(zip(columns, line, strict=True)), where)
+
+
+READERS: dict[str, Callable[[Path, str, Table], Iterator[Row]]] = {
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json,
+    ".csv": _commas,
+}
 
 
 def _parquet(path: Path) -> Iterator[Row]:

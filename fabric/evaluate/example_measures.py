@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from fabric.data.labelled.texts import TEXT_SETS
 from fabric.evaluate.answers import exact, f1
 from fabric.evaluate.classes import Counted, of_classes
 from fabric.evaluate.measures import Among, Confusion, Mean, Measure, Ratio, Share, Whole
@@ -22,7 +21,7 @@ def measures_of(outcomes: Sequence[Outcome]) -> dict[str, Measure]:
     keys = outcomes[0].keys()
     if "n_right" in keys:
         found = _of_ids()
-    elif "dataset" in keys:
+    elif "classes" in keys:
         found = _of_classes(outcomes)
     elif "number" in keys:
         found = _of_numbers()
@@ -42,8 +41,7 @@ def _of_ids() -> dict[str, Measure]:
 
 
 def _of_classes(outcomes: Sequence[Outcome]) -> dict[str, Measure]:
-    about = TEXT_SETS[outcomes[0]["dataset"]]
-    names = list(about.classes)
+    names = list(outcomes[0]["classes"])
     most = max(Counter(o["answer"] for o in outcomes).values()) / len(outcomes)
 
     def pair(outcome: Outcome) -> tuple[int, int]:
@@ -58,7 +56,7 @@ def _of_classes(outcomes: Sequence[Outcome]) -> dict[str, Measure]:
         "accuracy": accuracy,
         **{name: counted(metric) for name, metric in of_classes(names).items()},
     }
-    return {name: found[name] for name in dict.fromkeys([*about.metrics, *found])}
+    return {name: found[name] for name in dict.fromkeys([*outcomes[0]["metrics"], *found])}
 
 
 def _of_numbers() -> dict[str, Measure]:
@@ -150,7 +148,12 @@ def _has_answer(outcome: Outcome) -> bool:
 def known() -> Mapping[str, Measure]:
     """The metrics that do not depend on classes: what a job may name."""
     tags: Outcome = {"tags": [], "guess": [], "entities": {}}
-    classes: Outcome = {"answer": "positive", "guess": "positive", "dataset": "sst2"}
+    classes: Outcome = {
+        "answer": "positive",
+        "guess": "positive",
+        "classes": ["negative", "positive"],
+        "metrics": [],
+    }
     spans = _of_spans([{"references": ["a"]}, {"references": [""]}])
     kinds = spans, _of_tags([tags]), _of_classes([classes]), _of_numbers()
     return {name: measure for kind in (*kinds, _of_ids()) for name, measure in kind.items()}

@@ -123,9 +123,11 @@ def _ids(answered: Answered, _: Any) -> list[Outcome]:
 
 
 def _classes(answered: Answered, examples: Any) -> list[Outcome]:
-    names, dataset = examples.about.classes, examples.dataset
+    """Each says which classes there are and the official metrics: metrics are functions of outcomes alone."""
+    names = examples.about.classes
+    asked = {"classes": list(names), "metrics": list(examples.about.metrics)}
     pairs = zip(answered.targets, answered.said, strict=True)
-    return [{"answer": names[_asked(t)[0]], "guess": names[s], "dataset": dataset} for t, s in pairs]
+    return [{"answer": names[_asked(t)[0]], "guess": names[s], **asked} for t, s in pairs]
 
 
 def _numbers(answered: Answered, _: Any) -> list[Outcome]:

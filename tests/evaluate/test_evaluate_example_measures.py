@@ -18,7 +18,7 @@ TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 def counted(answers, guesses, dataset="sst2"):
     names = ("negative", "positive") if dataset == "sst2" else ("entailment", "neutral", "contradiction")
     return [
-        {"answer": names[a], "guess": names[g], "dataset": dataset}
+        {"answer": names[a], "guess": names[g], "classes": list(names), "metrics": ["accuracy"]}
         for a, g in zip(answers, guesses, strict=True)
     ]
 

@@ -47,7 +47,9 @@ def peaks(tmp_path_factory):
     }
     cache = prepare(DataConfig.model_validate(data), folder / "cache", backend="inline")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    cost.process_memo().unlink(missing_ok=True)  # of other sources, perhaps: it would be right within a day only
+    cost.process_memo().unlink(
+        missing_ok=True
+    )  # of other sources, perhaps: it would be right within a day only
     found: dict[tuple, list[int]] = {}
     for cases in PROCESSES:
         done = subprocess.run(

@@ -21,7 +21,7 @@ class AnswerSpans(LabelledExamples):
     and where it ends, among the window's tokens and the last end of text, which means: not here.
 
     Questions keep their first `question_tokens`; windows on a context that does not fit share `overlap` tokens
-    (BERT's for SQuAD: arXiv 1810.04805 §4.2, its `doc_stride`).
+    (BERT's for SQuAD: arXiv 1810.04805 §4.2, its `doc_stride`). Files of one's own have SQuAD's form, v1.1 or v2.
     """
 
     kind: Literal["answer_spans"]
@@ -33,7 +33,10 @@ class AnswerSpans(LabelledExamples):
     @property
     def about(self) -> SpanSet:
         """The data set."""
-        return SPAN_SETS[self.dataset]
+        if self.dataset is not None:
+            return SPAN_SETS[self.dataset]
+        assert self.files is not None
+        return SpanSet("these files", "", self.files.published, None, has_impossible=True)
 
     @property
     def asks(self) -> Asks:
@@ -56,7 +59,7 @@ class AnswerSpans(LabelledExamples):
         return [self.about.files.get(split, ()) for split in SPLITS]
 
     def read(self) -> Divided:
-        published: dict[str, list[Any] | None] = {s: self.about.read(s, self.folder) for s in SPLITS}
+        published: dict[str, list[Any] | None] = {s: self.about.read(s, self.root) for s in SPLITS}
         return split_up(published, lambda question: question.title, self)
 
     def name_of(self, item: Question) -> str:

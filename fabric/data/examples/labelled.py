@@ -7,13 +7,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fabric.data.disk import remembered_sha256
 from fabric.data.examples.base import PADDING, UNASKED, Built, ExamplesConfig, Rows
+from fabric.data.labelled.own import OwnFiles, read_files
 from fabric.data.labelled.splits import Divided, divided, sample
 from fabric.data.rows import file_of
 from fabric.data.tokenizer import Tokenizer
@@ -23,14 +24,16 @@ from models.parts import meant
 
 class LabelledExamples(ExamplesConfig):
     """Base of examples read from a data set. `dataset`: its name; `folder`: what holds its files, in a folder of its
-    own (by default $FABRIC_DATA; without either the hub).
+    own (by default $FABRIC_DATA; without either the hub). Or `files`: one's own (`fabric.data.labelled.own`), with
+    the fields that say what is in them (`OWN`).
 
     `n_train`, `n_validation`, `n_test`: so many of a split's items, by a hash of (`split_seed`, item); all unless said.
     Splits that are not published are cut out of one that is, by `split_seed` (`fabric.data.labelled.splits`).
     """
 
-    dataset: str
+    dataset: str | None = None
     folder: Path | None = None
+    files: Annotated[OwnFiles | None, BeforeValidator(read_files)] = None
     n_train: Count | None = Field(default=None, ge=1)
     n_validation: Count | None = Field(default=None, ge=1)
     n_test: Count | None = Field(default=None, ge=1)
@@ -38,14 +41,43 @@ class LabelledExamples(ExamplesConfig):
 
     READS_TEXT: ClassVar[bool] = True
     SETS: ClassVar[Mapping[str, Any]]
+    OWN: ClassVar[tuple[str, ...]] = ()
 
     @field_validator("dataset")
     @classmethod
-    def _known(cls, name: str) -> str:
-        if name in cls.SETS:
+    def _known(cls, name: str | None) -> str | None:
+        if name is None or name in cls.SETS:
             return name
         hint = meant(name, cls.SETS)
         raise ValueError(f"no data set is called {name!r}{hint} (allowed: {', '.join(cls.SETS)})")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.dataset is None) == (self.files is None):
+            raise ValueError(
+                f"give dataset (one of {', '.join(self.SETS)}) or files of your own"
+                + (", not both" if self.files else "")
+            )
+        if self.files is None:
+            fields = type(self).model_fields
+            described = [name for name in self.OWN if getattr(self, name) != fields[name].default]
+            if described:
+                raise ValueError(
+                    f"{', '.join(described)}: of {self.dataset} this is known; it describes files of your own"
+                )
+            return self
+        if self.folder is not None:
+            raise ValueError("folder: it is for published data sets; write the paths of files whole")
+        self.check_own()
+        return self
+
+    def check_own(self) -> None:
+        """Raise ValueError where what is said of one's own files is not enough, or does not fit together."""
+
+    @property
+    def root(self) -> Path | None:
+        """What the paths of files are below; None: they come from the hub."""
+        return self.folder if self.files is None else Path("/")
 
     @property
     def n_ids(self) -> int:
@@ -56,9 +88,9 @@ class LabelledExamples(ExamplesConfig):
     def places(self) -> Sequence[tuple[str, ...]]:
         """Of each split where its file may be below the folder, tried in order."""
 
-    def files(self) -> list[Path]:
+    def present(self) -> list[Path]:
         """Its files in the folder, of all splits that are there. Empty: they come from the hub."""
-        return [f for some in self.places if (f := file_of(some, self.folder)) and f.is_file()]
+        return [f for some in self.places if (f := file_of(some, self.root)) and f.is_file()]
 
     @abstractmethod
     def read(self) -> Divided:
@@ -71,16 +103,19 @@ class LabelledExamples(ExamplesConfig):
     def resolved(self, base_dir: Path) -> Self:
         """With the folder that holds it, which is absolute."""
         found = super().resolved(base_dir)
+        if found.files is not None:
+            return found.model_copy(update={"files": found.files.resolved(base_dir)})
         given = os.environ.get("FABRIC_DATA")
         if found.folder is not None or not given:
             return found
         return found.model_copy(update={"folder": Path(given).absolute()})
 
     def identity(self, cache_root: Path) -> dict[str, Any]:
-        files = self.files()
-        body = self.model_dump(mode="json", exclude={"folder"}, exclude_defaults=True)
+        files = self.present()
+        body = self.model_dump(mode="json", exclude={"folder", "files"}, exclude_defaults=True)
         content = [remembered_sha256(f, cache_root) for f in files] if files else "hub"
-        return {**body, "kind": self.kind, "revision": self.REVISION, "content": content}
+        splits = {"splits": list(self.files.published)} if self.files else {}
+        return {**body, **splits, "kind": self.kind, "revision": self.REVISION, "content": content}
 
     def items(self, split: str) -> tuple[list[Any], tuple[str, ...]]:
         """The items of a split that are read, and what is to be said of them."""
@@ -128,7 +163,7 @@ def split_up(
     try:
         return divided({k: v for k, v in published.items() if v is not None}, group, examples.split_seed)
     except ValueError as error:
-        raise ValueError(f"examples {examples.kind}: {examples.dataset}: {error}") from None
+        raise ValueError(f"examples {examples.kind}: {examples.dataset or 'files'}: {error}") from None
 
 
 def padded(rows: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], seq_len: int) -> Rows:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import BeforeValidator, Field
 
 from fabric.data.examples.base import NUMBER_STEP, UNASKED, Asks, Built
 from fabric.data.examples.labelled import LabelledExamples, padded, split_up
 from fabric.data.labelled.splits import Divided
 from fabric.data.labelled.texts import TEXT_SETS, TextSet
-from fabric.data.rows import file_of, read_table
+from fabric.data.rows import Row, Table, file_of, read_table
 from fabric.data.tokenizer import Tokenizer
 
 
@@ -21,21 +23,67 @@ class LabelledText(NamedTuple):
     where: str
 
 
+def _as_list(fields: Any) -> Any:
+    """One field needs no brackets."""
+    return (fields,) if isinstance(fields, str) else fields
+
+
+def _as_text(classes: Any) -> Any:
+    """YAML reads `[0, 1]` as numbers, and a CSV file's labels are text."""
+    if not isinstance(classes, list | tuple):
+        return classes
+    return tuple(str(c) if isinstance(c, int) and not isinstance(c, bool) else c for c in classes)
+
+
 class LabelledTexts(LabelledExamples):
     """A row is a text, or two with an end of text between them, and an end of text, where its class (of STS-B: its
     number) is asked.
 
     Of a row that is too long the longer text loses tokens at its end, until it fits. GLUE (arXiv 1804.07461).
+
+    Of files of one's own (CSV, TSV, JSON, JSON Lines, Parquet) `fields` names the text or two that are read, `label`
+    the class, one of `classes`; without `classes` the label is a number from 0 to `most`.
     """
 
     kind: Literal["labelled_texts"]
+    fields: Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1, max_length=2)] = ("text",)
+    label: str = "label"
+    classes: Annotated[tuple[str, ...] | None, BeforeValidator(_as_text)] = None
+    most: float | None = Field(default=None, gt=0, le=1e5)
 
     SETS: ClassVar[Mapping[str, Any]] = TEXT_SETS
+    OWN: ClassVar[tuple[str, ...]] = ("fields", "label", "classes", "most")
+
+    def check_own(self) -> None:
+        if (self.classes is None) == (self.most is None):
+            raise ValueError(
+                "say what the label of your files is: classes: [name, …], or most: the largest number it can be"
+                + (", not both" if self.classes else "")
+            )
+        if self.classes is not None and not len(set(self.classes)) == len(self.classes) > 1:
+            raise ValueError(f"classes: {list(self.classes)} must be two different ones or more")
 
     @property
     def about(self) -> TextSet:
         """The data set."""
-        return TEXT_SETS[self.dataset]
+        if self.dataset is not None:
+            return TEXT_SETS[self.dataset]
+        assert self.files is not None
+        tables = {split: Table(paths) for split, paths in self.files.published.items()}
+        classes = self.classes or ()
+        return TextSet(
+            "these files",
+            "",
+            tables["test"],
+            tables.get("train", Table(())),
+            self.fields,
+            ("accuracy",) if classes else ("pearson", "spearman"),
+            classes,
+            {name: number for number, name in enumerate(classes)},
+            most=self.most or 0.0,
+            label_field=self.label,
+            validation=tables.get("validation"),
+        )
 
     @property
     def asks(self) -> Asks:
@@ -47,20 +95,20 @@ class LabelledTexts(LabelledExamples):
 
     @property
     def places(self) -> Sequence[tuple[str, ...]]:
-        return self.about.train.files, self.about.test.files
+        about = self.about
+        validation = about.validation.files if about.validation else ()
+        return about.train.files, validation, about.test.files
 
     def read(self) -> Divided:
-        published: dict[str, list[Any] | None] = {}
-        for split, table in (("train", self.about.train), ("test", self.about.test)):
-            if split == "train" and self.folder is not None and file_of(table.files, self.folder) is None:
-                continue  # the only split at hand is divided
-            published[split] = [self._item(row) for row in read_table(table, self.folder)]
-        return split_up(published, lambda item: item.texts[0], self)
-
-    def _item(self, row: Any) -> LabelledText:
         about = self.about
-        target = about.label(row) if about.classes else round(about.number(row) / NUMBER_STEP)
-        return LabelledText(about.texts(row), target, row.where)
+        published: dict[str, list[Any] | None] = {}
+        for split, table in (("train", about.train), ("validation", about.validation), ("test", about.test)):
+            if table is None:
+                continue
+            if split == "train" and self.root is not None and file_of(table.files, self.root) is None:
+                continue  # the only split at hand is divided
+            published[split] = [_item(row, about) for row in read_table(table, self.root)]
+        return split_up(published, lambda item: item.texts[0], self)
 
     def name_of(self, item: LabelledText) -> str:
         return "\0".join(item.texts)
@@ -89,6 +137,11 @@ class LabelledTexts(LabelledExamples):
             raise ValueError(
                 f"seq_len={seq_len}: {len(self.about.fields)} texts, each with an end of text, need more"
             )
+
+
+def _item(row: Row, about: TextSet) -> LabelledText:
+    target = about.label(row) if about.classes else round(about.number(row) / NUMBER_STEP)
+    return LabelledText(about.texts(row), target, row.where)
 
 
 def _shorten(parts: list[list[int]], room: int) -> None:

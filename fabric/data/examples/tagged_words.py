@@ -10,7 +10,7 @@ from fabric.data.examples.base import UNASKED, Asks, Built
 from fabric.data.examples.labelled import LabelledExamples, padded, split_up
 from fabric.data.labelled.conll import Sentence
 from fabric.data.labelled.splits import Divided
-from fabric.data.labelled.tags import TAG_SETS, TagSet
+from fabric.data.labelled.tags import TAG_SETS, UPOS, TagSet, entity_tags, form_of
 from fabric.data.tokenizer import Tokenizer
 
 
@@ -20,17 +20,48 @@ class TaggedWords(LabelledExamples):
     `asked_at` "last": a word's last token, which a decoder asks with the whole word read; "first": as BERT is
     fine-tuned (arXiv 1810.04805 §5.3). Words are encoded one by one, all but the first with a space before them.
     A sentence that is too long is cut between words into several rows; a word that is longer than a row is cut.
+
+    Files of one's own are CoNLL's columns (the word first, the tag last) or CoNLL-U (`.conllu`); `entities` names the
+    types of entities, or `tags` all tags there are (of CoNLL-U unless said: the universal parts of speech).
     """
 
     kind: Literal["tagged_words"]
     asked_at: Literal["first", "last"] = "last"
+    entities: tuple[str, ...] | None = None
+    tags: tuple[str, ...] | None = None
 
     SETS: ClassVar[Mapping[str, Any]] = TAG_SETS
+    OWN: ClassVar[tuple[str, ...]] = ("entities", "tags")
+
+    def check_own(self) -> None:
+        assert self.files is not None
+        files = [path for paths in self.files.published.values() for path in paths]
+        if len({form_of(path) for path in files}) > 1:
+            raise ValueError(f"files: some are CoNLL-U (.conllu) and some are not: {', '.join(files)}")
+        if self.entities is not None and self.tags is not None:
+            raise ValueError("give entities (their types) or tags, not both")
+        if self.entities is None and self.tags is None and form_of(files[0]) == "conll":
+            raise ValueError("say what is tagged in your files: entities: [TYPE, …], or tags: [TAG, …]")
+        for name, given in (("entities", self.entities), ("tags", self.tags)):
+            if given is not None and not (given and len(set(given)) == len(given)):
+                raise ValueError(f"{name}: {list(given)} must be one or more, each once")
 
     @property
     def about(self) -> TagSet:
         """The data set."""
-        return TAG_SETS[self.dataset]
+        if self.dataset is not None:
+            return TAG_SETS[self.dataset]
+        assert self.files is not None
+        tags = self.tags or (entity_tags(self.entities) if self.entities else UPOS)
+        files = self.files.published
+        return TagSet(
+            "these files",
+            "",
+            tags,
+            form_of(files["test"][0]),
+            files,
+            is_entities=all(tag == "O" or tag[:2] in ("B-", "I-") for tag in tags),
+        )
 
     @property
     def asks(self) -> Asks:
@@ -45,7 +76,7 @@ class TaggedWords(LabelledExamples):
         return [self.about.files.get(split, ()) for split in SPLITS]
 
     def read(self) -> Divided:
-        published: dict[str, list[Any] | None] = {s: self.about.read(s, self.folder) for s in SPLITS}
+        published: dict[str, list[Any] | None] = {s: self.about.read(s, self.root) for s in SPLITS}
         return split_up(published, self.name_of, self)
 
     def name_of(self, item: Sentence) -> str:

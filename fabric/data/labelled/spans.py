@@ -69,12 +69,12 @@ def _answer(row: Row, context: str) -> tuple[str, int]:
 @dataclass(frozen=True)
 class SpanSet:
     """A data set of questions whose answers stand in their contexts. `files`: of each split, paths below the data
-    folder, tried in order. `hub`: the repository, whose rows are questions."""
+    folder, tried in order. `hub`: the repository, whose rows are questions (None: it is on none)."""
 
     name: str
     about: str
     files: Mapping[str, tuple[str, ...]]
-    hub: str
+    hub: str | None
     has_impossible: bool = False
 
     def read(self, split: str, folder: Path | None) -> list[Question] | None:
@@ -92,7 +92,8 @@ class SpanSet:
 
     def _from_hub(self, split: str, folder: Path | None) -> list[Question]:
         published = {"test": "validation"}.get(split, split)
-        rows = read_table(Table(self.files[split], (self.hub, None, published)), folder)
+        hub = None if self.hub is None else (self.hub, None, published)
+        rows = read_table(Table(self.files[split], hub), folder)
         return [_hub_question(row) for row in rows]
 
 

@@ -20,8 +20,14 @@ UPOS = (
 )  # fmt: skip
 
 
-def _entity_tags(types: Iterable[str]) -> tuple[str, ...]:
+def entity_tags(types: Iterable[str]) -> tuple[str, ...]:
+    """O, and of every type what begins an entity and what goes on with it."""
     return ("O", *(f"{place}-{kind}" for kind in types for place in "BI"))
+
+
+def form_of(path: str) -> Literal["conll", "conllu"]:
+    """A file's form by its name."""
+    return "conllu" if path.endswith(".conllu") else "conll"
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ _ALL = (
     TagSet(
         "conll2003",
         "persons, organisations, places and others in news (Tjong Kim Sang and De Meulder 2003)",
-        _entity_tags(("PER", "ORG", "LOC", "MISC")),
+        entity_tags(("PER", "ORG", "LOC", "MISC")),
         "conll",
         {
             "train": ("conll2003/train.txt", "conll2003/eng.train"),
@@ -88,7 +94,7 @@ _ALL = (
     TagSet(
         "wnut17",
         "emerging and rare entities in what people write online (Derczynski et al. 2017)",
-        _entity_tags(("corporation", "creative-work", "group", "location", "person", "product")),
+        entity_tags(("corporation", "creative-work", "group", "location", "person", "product")),
         "conll",
         {
             "train": ("wnut17/wnut17train.conll",),
@@ -100,7 +106,7 @@ _ALL = (
     TagSet(
         "wikigold",
         "persons, organisations, places and others in Wikipedia (Balasuriya et al. 2009)",
-        _entity_tags(("PER", "ORG", "LOC", "MISC")),
+        entity_tags(("PER", "ORG", "LOC", "MISC")),
         "conll",
         {"test": ("wikigold/wikigold.conll.txt",)},
     ),

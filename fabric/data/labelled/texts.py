@@ -26,7 +26,8 @@ class TextSet:
     """A data set of texts: its rows, the fields of one that are read, and what is asked of them.
 
     `classes`: their names in the order of their numbers; without any, a number from `least` to `most` is asked for.
-    `labels`: a class as rows have it, with its number. `metrics`: the official ones, the headline first.
+    `labels`: a class as rows have it, with its number; `label_field`: where it stands. `metrics`: the official ones,
+    the headline first. `validation`: where it is published and is not what the test is.
     """
 
     name: str
@@ -39,6 +40,8 @@ class TextSet:
     labels: Mapping[str, int] = field(default_factory=dict)
     least: float = 0.0
     most: float = 0.0
+    label_field: str = "label"
+    validation: Table | None = None
 
     def texts(self, row: Row) -> tuple[str, ...]:
         """What is read of a row. Raises TaskDataError for fields that are missing or no text."""
@@ -46,18 +49,19 @@ class TextSet:
 
     def label(self, row: Row) -> int:
         """The number of a row's class. Raises TaskDataError for a label outside the set."""
-        return row.one_of("label", self.labels)
+        return row.one_of(self.label_field, self.labels)
 
     def number(self, row: Row) -> float:
         """A row's number. Raises TaskDataError for what is none, or out of range."""
-        given = row["label"]
+        name = self.label_field
+        given = row[name]
         try:
             value = float(given)
         except (TypeError, ValueError):
-            raise TaskDataError(f"{row.where}: label = {given!r} is no number") from None
+            raise TaskDataError(f"{row.where}: {name} = {given!r} is no number") from None
         if not self.least <= value <= self.most:
             raise TaskDataError(
-                f"{row.where}: label = {given!r} is not between {self.least:g} and {self.most:g}"
+                f"{row.where}: {name} = {given!r} is not between {self.least:g} and {self.most:g}"
             )
         return value
 

@@ -1,0 +1,227 @@
+"""Labelled files of one's own in the place of published data sets."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fabric.data import DataConfig
+from fabric.data.config import resolve_paths
+from fabric.data.corpus import SPLITS
+from fabric.data.rows import Table, TaskDataError, read_table
+from fabric.data.tokenizer import ByteTokenizer
+
+BYTES = ByteTokenizer()
+REVIEWS = [
+    {"title": f"film {i}", "text": f'it was, "so to say", {i}\nlong', "stars": str(i % 3)} for i in range(40)
+]
+TEXTS = {"kind": "labelled_texts", "fields": ["title", "text"], "label": "stars", "classes": [0, 1, 2]}
+NER = "Ada B-PER\nwrote O\n\nin O\nTurin B-LOC\n\n"
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    if path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".tsv":
+        lines = ["\t".join(rows[0]), *("\t".join(v.replace("\n", " ") for v in r.values()) for r in rows)]
+        path.write_text("\n".join(lines) + "\n")
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def examples_of(base: Path | None = None, **body):
+    config = DataConfig.model_validate({"examples": body, "seq_len": 96})
+    return (resolve_paths(config, base) if base is not None else config).examples
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "parquet"])
+def test_texts_of_every_form_are_read(tmp_path, suffix):
+    parts = {"train": REVIEWS[:20], "validation": REVIEWS[20:30], "test": REVIEWS[30:]}
+    files = {split: write(tmp_path / f"{split}.{suffix}", rows) for split, rows in parts.items()}
+    examples = examples_of(**TEXTS, files=files)
+    for split, rows in parts.items():
+        items, remarks = examples.items(split)
+        assert [item.texts[0] for item in items] == [row["title"] for row in rows]
+        assert [item.target for item in items] == [int(row["stars"]) for row in rows]
+        assert remarks == ()
+    if suffix != "tsv":
+        assert items[0].texts[1] == REVIEWS[30]["text"]
+    built = examples.built("test", 96, BYTES)
+    asked = built.targets_NT[built.targets_NT >= 0]
+    assert asked.tolist() == [int(row["stars"]) for row in parts["test"]]
+
+
+def test_one_file_is_divided_and_says_so(tmp_path):
+    examples = examples_of(**TEXTS, files=write(tmp_path / "all.csv", REVIEWS))
+    items = {split: examples.items(split) for split in SPLITS}
+    assert {s: len(found) for s, (found, _) in items.items()} == {"train": 28, "validation": 4, "test": 8}
+    assert "no training split: the published one of 40 items is divided" in items["test"][1][0]
+    names = [item.texts[0] for found, _ in items.values() for item in found]
+    assert len(set(names)) == 40
+
+
+def test_validation_is_cut_out_of_training_where_there_is_none(tmp_path):
+    files = {
+        "train": write(tmp_path / "a.jsonl", REVIEWS[:30]),
+        "test": write(tmp_path / "b.jsonl", REVIEWS[30:]),
+    }
+    examples = examples_of(**TEXTS, files=files)
+    assert [len(examples.items(split)[0]) for split in SPLITS] == [27, 3, 10]
+
+
+def test_numbers_are_asked_without_classes(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"text": str(i), "score": i / 8} for i in range(40)])
+    examples = examples_of(kind="labelled_texts", files=path, label="score", most=5)
+    assert examples.asks == "number"
+    targets = {item.texts[0]: item.target * 1e-4 for s in SPLITS for item in examples.items(s)[0]}
+    assert targets == pytest.approx({str(i): i / 8 for i in range(40)}, abs=1e-4)
+
+
+def test_tags_are_entities_or_whatever_is_named(tmp_path):
+    (tmp_path / "a.conll").write_text(NER * 10 + "".join(f"word{i} O\n\n" for i in range(30)))
+    named = examples_of(kind="tagged_words", files=str(tmp_path / "a.conll"), entities=["PER", "LOC"])
+    assert named.about.tags == ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+    assert named.about.is_entities
+    assert sum(len(named.items(s)[0]) for s in SPLITS) == 50
+    listed = examples_of(kind="tagged_words", files=str(tmp_path / "a.conll"), tags=["B-LOC", "B-PER", "O"])
+    assert listed.n_answers == 3
+    wrong = examples_of(kind="tagged_words", files=str(tmp_path / "a.conll"), entities=["PER"])
+    with pytest.raises(
+        TaskDataError, match=r"a.conll:4: 'B-LOC' is no tag of these files; allowed: O, B-PER"
+    ):
+        wrong.items("test")
+    column = "\t".join(["1", "Ada", "ada", "PROPN", *"_" * 6])
+    (tmp_path / "a.conllu").write_text((column + "\n\n") * 2 + column.replace("Ada", "Eve") + "\n\n")
+    split = {"train": str(tmp_path / "a.conllu"), "test": str(tmp_path / "a.conllu")}
+    universal = examples_of(kind="tagged_words", files=split)
+    assert not universal.about.is_entities
+    assert universal.items("test")[0][0].tags == ("PROPN",)
+
+
+def test_answers_have_squads_form_with_or_without_impossible_questions(tmp_path):
+    def article(i: int) -> dict:
+        answers = [] if i % 2 else [{"text": "red", "answer_start": 7}]
+        question = {"id": str(i), "question": "what is it?", "answers": answers, "is_impossible": bool(i % 2)}
+        return {"title": f"t{i}", "paragraphs": [{"context": "it was red.", "qas": [question]}]}
+
+    (tmp_path / "a.json").write_text(json.dumps({"data": [article(i) for i in range(20)]}))
+    examples = examples_of(
+        kind="answer_spans", files=str(tmp_path / "a.json"), question_tokens=24, overlap=12
+    )
+    found = [q for split in SPLITS for q in examples.items(split)[0]]
+    assert len(found) == 20
+    assert sum(q.is_impossible for q in found) == 10
+
+
+def test_paths_are_the_job_files_and_no_part_of_what_is_read(tmp_path):
+    roots = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "reviews.csv", REVIEWS)
+        roots.append(examples_of(tmp_path / name, **TEXTS, files="reviews.csv"))
+    cache = tmp_path / "cache"
+    assert roots[0].files.all == tmp_path / "a" / "reviews.csv"
+    first, second = (examples.identity(cache) for examples in roots)
+    assert first == second
+    assert str(tmp_path) not in json.dumps(first)
+    other = examples_of(tmp_path / "a", **{**TEXTS, "classes": [2, 1, 0]}, files="reviews.csv")
+    assert other.identity(cache) != first
+    with pytest.raises(ValueError, match="'none.csv' does not exist: neither"):
+        examples_of(tmp_path, **TEXTS, files="none.csv")
+    # Which file is which split counts as well.
+    write(tmp_path / "a" / "two.csv", REVIEWS[:30])
+    both = {"train": "two.csv", "test": "reviews.csv"}
+    swapped = {"test": "two.csv", "train": "reviews.csv"}
+    ids = [examples_of(tmp_path / "a", **TEXTS, files=f).identity(cache) for f in (both, swapped)]
+    assert ids[0] != ids[1]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"kind": "labelled_texts"}, r"give dataset \(one of sst2, .*\) or files of your own"),
+        ({**TEXTS, "dataset": "sst2"}, "fields, label, classes: of sst2 this is known"),
+        ({**TEXTS, "dataset": "sst2", "files": "a.csv"}, "files of your own, not both"),
+        ({**TEXTS, "files": {"train": "a.csv"}}, "files has train; give train and test"),
+        ({**TEXTS, "files": {"train": "a.csv", "all": "b.csv"}}, "files has train, all; give"),
+        ({**TEXTS, "files": {}}, "files has nothing; give"),
+        ({**TEXTS, "files": "a.csv", "folder": "b"}, "write the paths of files whole"),
+        ({**TEXTS, "files": "a.csv", "most": 3}, "or most: the largest number it can be, not both"),
+        ({"kind": "labelled_texts", "files": "a.csv"}, "say what the label of your files is"),
+        ({**TEXTS, "files": "a.csv", "classes": ["a", "a"]}, "must be two different ones or more"),
+        ({"kind": "tagged_words", "files": "a.conll"}, "say what is tagged in your files"),
+        ({"kind": "tagged_words", "files": "a.conll", "tags": ["O"], "entities": ["P"]}, "not both"),
+        ({"kind": "tagged_words", "files": "a.conll", "tags": []}, "must be one or more"),
+        (
+            {"kind": "tagged_words", "files": {"train": "a.conll", "test": "b.conllu"}, "tags": ["O"]},
+            r"some are CoNLL-U \(.conllu\) and some are not",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_error(body, message):
+    with pytest.raises(ValueError, match=message):
+        examples_of(**body)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "a.csv",
+            "title,text,stars\na,b,7\n",
+            r"a.csv:2: stars = '7' is no label of .*allowed: '0', '1', '2'",
+        ),
+        ("a.csv", "title,text\na,b\n", "no field 'stars'"),
+        ("a.csv", 'title,text,stars\na,"b,1\n', r"a.csv:2: unexpected end of data"),
+        ("a.csv", "title,text,stars\na,1\n", r"a.csv:2: 2 columns where there are 3 \(title, text, stars\)"),
+        ("a.csv", "title,text,stars\n", "a.csv holds no rows"),
+        ("a.jsonl", '{"title": "a", "text": 1, "stars": 1}\n', "text = 1 is no text"),
+        ("a.jsonl", '{"title": "a", "text": "b", "stars": [1]}\n', r"stars = \[1\] is no label"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(TaskDataError, match=message):
+        examples_of(**TEXTS, files=str(tmp_path / name)).items("train")
+
+
+FIELD = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(st.tuples(FIELD.filter(bool), FIELD), min_size=1, max_size=5))
+def test_csv_comes_back_as_it_was_written(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("csv") / "a.csv"
+    write(path, [{"a": a, "b": b} for a, b in rows])
+    assert [tuple(row.fields.values()) for row in read_table(Table((str(path),)), Path("/"))] == rows
+
+
+def test_a_trial_on_own_files_is_scored_by_its_classes(tmp_path):
+    """Outcomes say which classes there are, so that kept ones can be scored without the files."""
+    from fabric.evaluate.example_measures import measures_of
+    from fabric.evaluate.examples import JUDGES, Answered
+
+    examples = examples_of(**TEXTS, files=write(tmp_path / "all.csv", REVIEWS))
+    targets = [np.array([-100, i % 3]) for i in range(9)]
+    outcomes = JUDGES["class"](Answered(targets, None, [0] * 9), examples)
+    metrics = measures_of(outcomes)
+    assert next(iter(metrics)) == "accuracy"
+    assert metrics["accuracy"].score(outcomes).value == pytest.approx(1 / 3)
+    assert {"f1_0", "f1_1", "f1_2"} <= set(metrics)
