@@ -15,6 +15,7 @@ from models.cache import Cache
 from models.config import ModelConfig
 from models.encoder import Encoder
 from models.rope import RotaryTable
+from models.shared_rows import SharedRows
 from models.trunk import Trunk
 
 
@@ -83,10 +84,14 @@ class CausalLM(Trunk):
         )
 
     def hidden(
-        self, input_ids_BT: Tensor, attention_mask_BT: Tensor | None = None, cache: Cache | None = None
+        self,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor | None = None,
+        cache: Cache | None = None,
+        shared: SharedRows | None = None,
     ) -> Tensor:
-        """The final (normed) hidden states_BTD; times `lm_head_weight` they are the logits."""
-        return self.run(input_ids_BT, attention_mask_BT, cache)
+        """The final (normed) hidden states_BTD; times `lm_head_weight` they are the logits. `shared`: as `run` says."""
+        return self.run(input_ids_BT, attention_mask_BT, cache, shared=shared)
 
 
 def build(config: ModelConfig, seed: int = 0, device: torch.device | str | None = None) -> Any:

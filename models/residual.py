@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -37,12 +38,22 @@ class Block(nn.Module):
         self.ffn_norm_out = config.norm.build(D) if after else None
 
     def forward(self, x_BTD: Tensor, step: Step, state: LayerState | None = None) -> Tensor:
-        h_BTD = before_products(self.mixer_norm_in, x_BTD)
-        if self.short_conv is not None:
-            h_BTD = self.short_conv(h_BTD, step, None if state is None else state.conv)
-        x_BTD = self._add(x_BTD, self.mixer(h_BTD, step, state), self.mixer_norm_out)
+        h_BTD = self._mixed(before_products(self.mixer_norm_in, x_BTD), step, state)
+        x_BTD = self._add(x_BTD, h_BTD, self.mixer_norm_out)
         h_BTD = before_products(self.ffn_norm_in, x_BTD)
         return self._add(x_BTD, self.ffn(h_BTD), self.ffn_norm_out)
+
+    def _mixed(self, h_BTD: Tensor, step: Step, state: LayerState | None) -> Tensor:
+        """What looks at several tokens; where rows share tokens and it does not know how to, it is given the rows."""
+        shared = step.shared
+        if shared is not None and (
+            self.short_conv is not None or not getattr(self.mixer, "SHARES_ROWS", False)
+        ):
+            return shared.line(self._mixed(shared.spread(h_BTD), replace(step, shared=None), state))
+        if self.short_conv is not None:
+            h_BTD = self.short_conv(h_BTD, step, None if state is None else state.conv)
+        mixed_BTD: Tensor = self.mixer(h_BTD, step, state)
+        return mixed_BTD
 
     def _add(self, x_BTD: Tensor, y_BTD: Tensor, norm: nn.Module | None) -> Tensor:
         if norm is None:

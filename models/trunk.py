@@ -15,6 +15,7 @@ from models.mixers.base import Step
 from models.norms import before_products
 from models.residual import Block
 from models.rope import RotaryTable
+from models.shared_rows import SharedRows
 
 
 class Trunk(nn.Module):
@@ -44,13 +45,15 @@ class Trunk(nn.Module):
         token_type_ids_BT: Tensor | None = None,
         states: list[Tensor] | None = None,
         attentions: list[Tensor] | None = None,
+        shared: SharedRows | None = None,
     ) -> Tensor:
         """The final (normed) hidden states_BTD; the lists collect each layer's input and attention weights_BHTS.
 
-        Raises ValueError for texts longer than `max_seq_len` or than the cache, and for a mask or token types
-        that do not fit the ids.
+        `shared`: the ids are a line of the distinct tokens of these rows, (1, N), and so are the hidden states; a cache
+        is the rows'. Raises ValueError for texts longer than `max_seq_len` or than the cache, and for a mask or token
+        types that do not fit the ids.
         """
-        B, T = input_ids_BT.shape
+        B, T = input_ids_BT.shape if shared is None else shared.places_RT.shape
         start = 0 if cache is None else cache.n_tokens
         if start + T > self.config.max_seq_len:
             raise ValueError(
@@ -66,8 +69,10 @@ class Trunk(nn.Module):
         else:
             key_mask = cache.admit(B, T, attention_mask_BT)
         positions_BS = _positions(key_mask)
-        steps = self._steps(start, T, key_mask, positions_BS, attentions, remembers=cache is not None)
-        x_BTD = self._embedded(input_ids_BT, token_type_ids_BT, start, positions_BS)
+        assert shared is None or key_mask is None, "rows that share tokens are padded on the right only"
+        remembers = cache is not None
+        steps = self._steps(start, T, key_mask, positions_BS, attentions, remembers, shared)
+        x_BTD = self._embedded(input_ids_BT, token_type_ids_BT, start, positions_BS, shared)
         for i, layer in enumerate(self.layers):
             if states is not None:
                 states.append(x_BTD)
@@ -77,7 +82,12 @@ class Trunk(nn.Module):
         return before_products(self.final_norm, x_BTD)
 
     def _embedded(
-        self, ids_BT: Tensor, token_type_ids_BT: Tensor | None, start: int, positions_BS: Tensor | None
+        self,
+        ids_BT: Tensor,
+        token_type_ids_BT: Tensor | None,
+        start: int,
+        positions_BS: Tensor | None,
+        shared: SharedRows | None,
     ) -> Tensor:
         x_BTD = self.embed(ids_BT)
         if self.token_type_embed is not None:
@@ -90,12 +100,13 @@ class Trunk(nn.Module):
                 "token_types to their number"
             )
         if self.position_embed is not None:
-            T = ids_BT.shape[1]
-            x_BTD = x_BTD + (
-                self.position_embed.weight[start : start + T]
-                if positions_BS is None
-                else self.position_embed(positions_BS[:, start:])
-            )
+            table = self.position_embed
+            if shared is not None:
+                x_BTD = x_BTD + table(start + shared.positions_N)
+            elif positions_BS is not None:
+                x_BTD = x_BTD + table(positions_BS[:, start:])
+            else:
+                x_BTD = x_BTD + table.weight[start : start + ids_BT.shape[1]]
         return x_BTD if self.embedding_norm is None else self.embedding_norm(x_BTD)
 
     def _steps(
@@ -106,9 +117,12 @@ class Trunk(nn.Module):
         positions_BS: Tensor | None,
         attentions: list[Tensor] | None,
         remembers: bool,
+        shared: SharedRows | None,
     ) -> dict[int | None, Step]:
         """What to tell the layers of every table (None: those without one)."""
-        plain = Step(start, key_mask_BS=key_mask_BS, attentions=attentions, causal=self.config.causal)
+        plain = Step(
+            start, key_mask_BS=key_mask_BS, attentions=attentions, causal=self.config.causal, shared=shared
+        )
         steps: dict[int | None, Step] = {None: plain}
         for i, rope in enumerate(self.ropes):
             assert isinstance(rope, RotaryTable)

@@ -1,18 +1,16 @@
 """Log-likelihoods of continuations, every shared beginning computed once.
 
-The requests of a call form a trie of token ids: a few-shot prompt in front of all of them, a question in front of its
-options, the first words of a minimal pair. It is walked from the root; a node's run of tokens goes through the model
-once, with the key/value cache of what precedes it, and its children go on from copies. Rows of one forward pass have
-the same depth, so nothing is padded but the ends of texts that nothing follows. What is scored does not depend on how
-rows are put into batches, but for rounding.
+The texts of a call begin alike: a few-shot prompt in front of all of them, a question in front of its options, the
+first words of a minimal pair. A long beginning of many texts goes through the model by itself, and they follow on
+copies of its key/value cache. Shorter ones are shared within a pass: its rows' distinct tokens stand on one line
+(`models.shared_rows`), and only attention sees rows. So nothing but attention is padded, or computes a token twice. What is scored does not depend on how rows are put into batches, but for rounding.
 
-Shapes: B rows, T tokens, D width, V vocabulary, P scored positions.
+Shapes: T tokens, N distinct tokens of a pass, D width, V vocabulary, P scored positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,13 +18,18 @@ import torch.nn.functional as F
 
 from fabric.train.loss import rows_at_once
 from fabric.train.step import autocast
+from models.shared_rows import SharedRows
 
 if TYPE_CHECKING:
     from models import Cache
 
 ROWS = 256  # of one forward pass, at most
 TOKENS = 4096  # of one forward pass; one row may have more
+CELLS = 4 * TOKENS  # of one pass' rows, padded
 CACHE_BYTES = 2**29  # of one pass' keys and values
+# A beginning has a pass of its own where that saves attention more than it costs to begin a pass and copy a cache.
+WORTH_LENGTH, WORTH_TOKENS = 32, 1024
+Asked = tuple[int, int, int]  # place, target, request
 
 
 class Request(NamedTuple):
@@ -83,23 +86,8 @@ def likelihoods(
     return [Likelihood(n, g) for n, g in zip(walk.nats, walk.greedy, strict=True)]
 
 
-@dataclass(frozen=True)
-class _Node:
-    """The texts lo … hi - 1 (in order), which begin with the same `end` tokens; `n_done` of them are in the cache."""
-
-    lo: int
-    hi: int
-    n_done: int
-    end: int
-    is_last: bool  # nothing follows on its run
-
-    @property
-    def n_left(self) -> int:
-        return self.end - self.n_done
-
-
 class _Walk:
-    """One call's trie: `texts` are the requests' inputs in lexicographical order, each all but its last token."""
+    """One call's texts: the requests' inputs in lexicographical order, each all but its last token."""
 
     def __init__(self, model: Any, requests: Sequence[Request], rows: int) -> None:
         self.model, self.rows = model, rows
@@ -107,120 +95,122 @@ class _Walk:
         self.order = sorted(
             range(len(requests)), key=lambda i: requests[i].context + requests[i].continuation[:-1]
         )
-        whole = [requests[i].context + requests[i].continuation for i in self.order]
-        self.texts, self.whole = [w[:-1] for w in whole], whole
+        self.whole = [requests[i].context + requests[i].continuation for i in self.order]
+        self.texts = [w[:-1] for w in self.whole]
         self.starts = [len(requests[i].context) - 1 for i in self.order]  # the first position that is scored
         self.nats, self.greedy = [0.0] * len(requests), [True] * len(requests)
         tensors = model.new_cache(1, 1).layers
         self.bytes_per_token = sum(x.nbytes for layer in tensors for x in layer.tensors)
 
     def run(self) -> None:
-        root = self._node(0, len(self.texts), 0)
-        nodes = [root] if root.n_left else list(self._children(root))
-        self._walk(nodes, self.model.new_cache(1, max(1, root.end)), [0] * len(nodes))
+        self._visit(0, len(self.texts), self.model.new_cache(1, 1))
 
-    def _node(self, lo: int, hi: int, n_done: int) -> _Node:
-        first, last = self.texts[lo], self.texts[hi - 1]
-        end, shortest = n_done, min(len(first), len(last))
-        while end < shortest and first[end] == last[end]:
-            end += 1
-        # In lexicographical order the last text is the longest of those that begin with all of it.
-        return _Node(lo, hi, n_done, end, is_last=len(last) == end)
-
-    def _children(self, node: _Node) -> Iterator[_Node]:
-        """The nodes that follow on a run: the texts that go on, by their next token."""
-        at = node.lo
-        while at < node.hi:
-            text = self.texts[at]
-            if len(text) == node.end:
-                at += 1
+    def _visit(self, lo: int, hi: int, cache: Cache) -> None:
+        """Score what the texts lo … hi - 1 have after the beginning that the cache holds, the same one of them all."""
+        begun: int | None = None
+        for first, stop, end in self._parts(lo, hi, cache.n_tokens):
+            if end is None:
+                begun = first if begun is None else begun
                 continue
-            begin, token = at, text[node.end]
-            while at < node.hi and self.texts[at][node.end] == token:
+            if begun is not None:
+                self._all(begun, first, cache)
+            begun = None
+            longer = self._beginning(first, stop, cache, end)
+            while first < stop and len(self.texts[first]) == end:
+                first += 1
+            if first < stop:
+                self._visit(first, stop, longer)
+        if begun is not None:
+            self._all(begun, hi, cache)
+
+    def _parts(self, lo: int, hi: int, n_done: int) -> Iterator[tuple[int, int, int | None]]:
+        """The texts in order, in runs that begin with the same `end` tokens, which are worth a pass of their own, or
+        (None) with none."""
+        waiting = [(lo, hi, n_done)]
+        while waiting:
+            first, stop, end = waiting.pop()
+            n_others = stop - first - 1
+            if n_others * (max(map(len, self.texts[first:stop])) - n_done) < WORTH_TOKENS:
+                yield first, stop, None
+                continue
+            end += _n_shared(self.texts[first], self.texts[stop - 1], end)
+            if end - n_done >= WORTH_LENGTH and n_others * (end - n_done) >= WORTH_TOKENS:
+                yield first, stop, end
+                continue
+            if len(self.texts[stop - 1]) == end:  # all of them are the same
+                yield first, stop, None
+                continue
+            waiting += reversed(list(self._followed(first, stop, end)))
+
+    def _followed(self, first: int, stop: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Texts that begin with the same `end` tokens, by the next one; first those that have none."""
+        begin = first
+        while begin < stop:
+            at, token = begin, self.texts[begin][end : end + 1]
+            while at < stop and self.texts[at][end : end + 1] == token:
                 at += 1
-            yield self._node(begin, at, node.end)
+            yield begin, at, end
+            begin = at
 
-    def _walk(self, nodes: list[_Node], cache: Cache, parents: list[int]) -> None:
-        """Score `nodes`, which follow on the rows `parents` of a cache that stays as it is, and all that follows."""
-        mine, n_rows = False, 0
-        while nodes:
-            groups = list(self._groups(nodes))
-            if len(groups) > 1:
-                for group in groups:
-                    self._walk([nodes[i] for i in group], cache, [parents[i] for i in group])
-                return
-            if not mine or parents != list(range(n_rows)):
-                deepest = max(len(self.texts[t]) for n in nodes for t in range(n.lo, n.hi))
-                cache = cache.taken(torch.tensor(parents, device=self.device), deepest)
-            mine, n_rows = True, len(nodes)
-            nodes, parents = self._followed(nodes, cache)
+    def _beginning(self, lo: int, hi: int, cache: Cache, end: int) -> Cache:
+        """Score the texts' common tokens up to `end`; a cache that holds them."""
+        done = cache.n_tokens
+        cache = cache.taken(torch.tensor([0], device=self.device), end)
+        hidden_1TD = self._hidden([self.texts[lo][done:end]], cache)
+        asked = [
+            (position - done, self.whole[text][position + 1], self.order[text])
+            for text in range(lo, hi)
+            for position in range(max(done, self.starts[text]), end)
+        ]
+        self._score(hidden_1TD[0], asked)
+        return cache
 
-    def _followed(self, nodes: list[_Node], cache: Cache) -> tuple[list[_Node], list[int]]:
-        """Score the next tokens of `nodes`, the rows of a cache; the nodes that follow, and the row each follows on."""
-        going_on = [n.n_left for n in nodes if not n.is_last]
-        n_tokens = min(going_on) if going_on else max(n.n_left for n in nodes)
-        self._step(nodes, cache, n_tokens)
-        following: list[_Node] = []
-        parents: list[int] = []
-        for row, node in enumerate(nodes):
-            if node.n_left > n_tokens:
-                new = [replace(node, n_done=node.n_done + n_tokens)]
-            else:
-                new = [] if node.is_last else list(self._children(node))
-            following += new
-            parents += [row] * len(new)
-        return following, parents
-
-    def _groups(self, nodes: list[_Node]) -> Iterator[list[int]]:
-        """Indices of the nodes that go through the model together, and all that follows on them."""
-        longest = [max(map(len, self.texts[n.lo : n.hi])) for n in nodes]
-        # Texts that end are put by length, so that little is padded; others stay beside their like.
-        order = sorted(
-            range(len(nodes)), key=lambda i: (nodes[i].is_last, longest[i] if nodes[i].is_last else 0)
-        )
-        group: list[int] = []
-        leaves = deepest = 0
-        for i in order:
-            n, deep = nodes[i].hi - nodes[i].lo, longest[i]
-            n = 1 if nodes[i].is_last else n
-            more = max(deepest, deep)
+    def _all(self, lo: int, hi: int, cache: Cache) -> None:
+        """Score the texts lo … hi - 1, as many in a pass as fit."""
+        done = cache.n_tokens
+        rows = _Rows(done)
+        for text in range(lo, hi):
+            ids = self.texts[text]
+            n_rows, n_tokens, longest = rows.with_one_more(ids)
+            n_bytes = n_rows * (done + longest) * self.bytes_per_token if done else 0
             is_full = (
-                leaves + n > self.rows
-                or (len(group) + 1) * (more - nodes[i].n_done) > max(TOKENS, more)
-                or (leaves + n) * more * self.bytes_per_token > CACHE_BYTES
+                n_rows > self.rows or n_tokens > TOKENS or n_rows * longest > CELLS or n_bytes > CACHE_BYTES
             )
-            if group and is_full:
-                yield group
-                group, leaves, more = [], 0, deep
-            group.append(i)
-            leaves, deepest = leaves + n, more
-        yield group
+            if rows.ids and is_full:
+                self._pass(rows, cache)
+                rows = _Rows(done)
+            places = rows.add(ids)
+            rows.asked += [
+                (places[position - done], self.whole[text][position + 1], self.order[text])
+                for position in range(max(done, self.starts[text]), len(ids))
+            ]
+        self._pass(rows, cache)
 
-    def _step(self, nodes: list[_Node], cache: Cache, n_tokens: int) -> None:
-        """The next tokens of every node through the model; what they predict is added up."""
-        done = nodes[0].n_done
-        ids = [self.texts[n.lo][n.n_done : min(n.end, n.n_done + n_tokens)] for n in nodes]
-        padded_BT = torch.tensor([[*row, *[0] * (n_tokens - len(row))] for row in ids], device=self.device)
-        hidden_BTD = self.model.hidden(padded_BT, cache=cache)
-        places: dict[tuple[int, int], int] = {}  # (row, position) -> its place among the scored ones
-        asked: list[tuple[int, int, int]] = []  # place, target, request
-        for row, node in enumerate(nodes):
-            stop = min(node.end, done + n_tokens)
-            for text in range(node.lo, node.hi):
-                for position in range(max(done, self.starts[text]), stop):
-                    place = places.setdefault((row, position - done), len(places))
-                    asked.append((place, self.whole[text][position + 1], self.order[text]))
+    def _pass(self, rows: _Rows, cache: Cache) -> None:
+        if cache.n_tokens:
+            copies = torch.zeros(len(rows.rows), dtype=torch.long, device=self.device)
+            cache = cache.taken(copies, cache.n_tokens + max(map(len, rows.rows)))
+        is_shared = len(rows.rows) > 1
+        shared = SharedRows.of(rows.rows, self.device) if is_shared else None
+        hidden_1ND = self._hidden([rows.ids], cache if cache.n_tokens else None, shared)
+        self._score(hidden_1ND[0], rows.asked)
+
+    def _hidden(self, ids: Any, cache: Cache | None, shared: SharedRows | None = None) -> torch.Tensor:
+        hidden: torch.Tensor = self.model.hidden(
+            torch.tensor(ids, device=self.device), cache=cache, shared=shared
+        )
+        return hidden
+
+    def _score(self, hidden_ND: torch.Tensor, asked: list[Asked]) -> None:
+        """Add up what the tokens at the places asked for predict."""
         if not asked:
             return
-        at_rows, at_positions = torch.tensor(list(places), device=self.device).T
-        hidden_PD = hidden_BTD[at_rows, at_positions]
-        self._score(hidden_PD, asked)
-
-    def _score(self, hidden_PD: torch.Tensor, asked: list[tuple[int, int, int]]) -> None:
         weight_VD = self.model.lm_head_weight
         size = rows_at_once(*weight_VD.shape)
         asked.sort()
-        place, target, _ = torch.tensor(asked, device=self.device).T
+        at, target, _ = torch.tensor(asked, device=self.device).T
+        distinct, place = at.unique(return_inverse=True)
+        hidden_PD = hidden_ND[distinct]
         nats, right = [], []
         for start in range(0, len(hidden_PD), size):
             logits_CV = F.linear(hidden_PD[start : start + size], weight_VD).float()
@@ -231,3 +221,46 @@ class _Walk:
         for (_, _, request), n, is_right in zip(asked, nats, right, strict=True):
             self.nats[request] += n
             self.greedy[request] &= is_right
+
+
+class _Rows:
+    """Texts of one pass, after the `n_done` tokens that all begin with: `rows`, places on the line of `ids`; a text
+    that another goes on with has no row of its own."""
+
+    def __init__(self, n_done: int) -> None:
+        self.n_done = n_done
+        self.ids: list[int] = []
+        self.rows: list[list[int]] = []
+        self.asked: list[Asked] = []
+        self._last: tuple[int, ...] = ()
+        self._longest = 0
+
+    def with_one_more(self, text: tuple[int, ...]) -> tuple[int, int, int]:
+        """Rows, tokens and the longest row's length with that text, too."""
+        kept = self._kept(text)
+        n_rows = len(self.rows) + (not self.rows or kept < len(self.rows[-1]))
+        n = len(text) - self.n_done
+        return n_rows, len(self.ids) + n - kept, max(self._longest, n)
+
+    def add(self, text: tuple[int, ...]) -> list[int]:
+        """The places of a text's tokens; texts come in lexicographical order."""
+        kept = self._kept(text)
+        new = text[self.n_done + kept :]
+        row = [*(self.rows[-1][:kept] if self.rows else []), *range(len(self.ids), len(self.ids) + len(new))]
+        self.ids += new
+        if self.rows and kept == len(self.rows[-1]):
+            self.rows[-1] = row
+        else:
+            self.rows.append(row)
+        self._last, self._longest = text, max(self._longest, len(row))
+        return row
+
+    def _kept(self, text: tuple[int, ...]) -> int:
+        """Tokens that the text has in common with the last row."""
+        return _n_shared(self._last, text, self.n_done) if self.rows else 0
+
+
+def _n_shared(a: Sequence[int], b: Sequence[int], begin: int) -> int:
+    """How many tokens from `begin` on are the same."""
+    shortest = min(len(a), len(b))
+    return next((i for i in range(begin, shortest) if a[i] != b[i]), max(begin, shortest)) - begin

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from models.cache import LayerState
     from models.norms import NormConfig
     from models.rope import Rotation
+    from models.shared_rows import SharedRows
 
 # What a layer without positions has no use for.
 ROPE_FIELDS = ("rope_theta", "rope_scaling", "rotary_fraction")
@@ -33,7 +34,8 @@ class Step:
 
     `causal`: no token sees a later one (else all see all, or within a window all on both sides).
     `rotation` is RoPE's for the T new tokens, `all_rotation` for all positions so far; None where nothing
-    rotates. `attentions` collects weights_BHTS when they were asked for.
+    rotates. `attentions` collects weights_BHTS when they were asked for. `shared`: the mixer's input is a line of
+    distinct tokens, (1, N, D), which stand in these rows; only a mixer that says `SHARES_ROWS` is given one.
     """
 
     start: int = 0
@@ -42,6 +44,7 @@ class Step:
     all_rotation: Rotation | None = None
     key_mask_BS: Tensor | None = None
     attentions: list[Tensor] | None = field(default=None)
+    shared: SharedRows | None = None
 
 
 class MixerConfig(Part):

@@ -37,6 +37,8 @@ class GroupedAttention(nn.Module):
     G).
     """
 
+    SHARES_ROWS = True
+
     def __init__(self, config: GroupedHeads, d_model: int, eps: float) -> None:
         super().__init__()
         self.n_heads, self.n_groups, self.width = config.n_heads, config.n_groups, config.head_width(d_model)
@@ -56,7 +58,10 @@ class GroupedAttention(nn.Module):
         q, k, v = (x.unflatten(-1, (-1, self.width)) for x in (q, k, v))
         if self.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
+        if step.shared is not None:
+            q, k, v = (step.shared.spread(x) for x in (q, k, v))
         if step.rotation is not None:
             q, k = rotate(q, step.rotation), rotate(k, step.rotation)
         k, v = remember(state, (k, v), step, in_order(step))
-        return self.o(attend(q, k, v, step, self.window).flatten(-2))
+        out_BTX = attend(q, k, v, step, self.window).flatten(-2)
+        return self.o(out_BTX if step.shared is None else step.shared.line(out_BTX))

@@ -1,4 +1,4 @@
-"""Likelihoods over a trie: those of every text by itself, whatever is shared and however rows are put together."""
+"""Likelihoods of texts that begin alike: those of every text by itself, whatever is shared, however rows are put."""
 
 from __future__ import annotations
 
@@ -29,14 +29,24 @@ MIXERS = {
 }
 
 
-def model_of(mixer):
-    body = {"vocab_size": VOCAB, "d_model": 32, "n_layers": 2, "max_seq_len": 24, "mixer": mixer}
+def model_of(mixer, **more):
+    body = {"vocab_size": VOCAB, "d_model": 32, "n_layers": 2, "max_seq_len": 24, "mixer": mixer, **more}
     return build(
         ModelConfig.model_validate({**body, "ffn": {"kind": "swiglu", "d_ff": 48}, "init": {"std": 0.3}})
     )
 
 
 MODELS = {name: model_of(mixer).eval() for name, mixer in MIXERS.items()}
+MODELS["conv"] = model_of(MIXERS["gqa"], short_conv=3).eval()
+MODELS["learned"] = model_of(MIXERS["nope"], positions="learned").eval()
+
+
+@pytest.fixture(params=["packed", "cached"])
+def worth(request, monkeypatch):
+    """Whether what texts begin with shares a pass with them, or has one of its own."""
+    if request.param == "cached":
+        monkeypatch.setattr(likelihood, "WORTH_LENGTH", 2)
+        monkeypatch.setattr(likelihood, "WORTH_TOKENS", 4)
 
 
 def by_itself(model, request):
@@ -71,11 +81,11 @@ def shared(n, seed=0):
 
 @pytest.mark.parametrize("rows", [1, 7, 32])
 @pytest.mark.parametrize("name", MODELS)
-def test_every_text_has_the_likelihood_it_has_by_itself(name, rows):
+def test_every_text_has_the_likelihood_it_has_by_itself(name, rows, worth):
     agree(MODELS[name], shared(20), rows=rows)
 
 
-def test_they_do_not_depend_on_how_rows_are_put_together():
+def test_they_do_not_depend_on_how_rows_are_put_together(worth):
     requests = shared(60)
     one, some, many = ([r.nats for r in likelihoods(MODELS["gqa"], requests, rows=n)] for n in (1, 7, 32))
     assert some == pytest.approx(one, abs=1e-5)
@@ -91,15 +101,18 @@ TEXT = st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple)
     st.integers(1, 5),
     st.sampled_from([1, 8, 4096]),
     st.sampled_from([1, 2**29]),
+    st.sampled_from([(1, 1), (2, 3), (32, 1024)]),
 )
-def test_any_requests(requests, rows, tokens, cache_bytes):
+def test_any_requests(requests, rows, tokens, cache_bytes, worth):
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(likelihood, "WORTH_LENGTH", worth[0])
+        patch.setattr(likelihood, "WORTH_TOKENS", worth[1])
         patch.setattr(likelihood, "TOKENS", tokens)
         patch.setattr(likelihood, "CACHE_BYTES", cache_bytes)
         agree(MODELS["window"], requests, rows=rows)
 
 
-def test_what_is_shared_is_computed_once(monkeypatch):
+def test_what_is_shared_is_computed_once(monkeypatch, worth):
     """A head of seven, two contexts of three, and the first tokens of two options each."""
     model, seen = MODELS["gqa"], []
     whole = type(model).hidden
@@ -115,6 +128,11 @@ def test_what_is_shared_is_computed_once(monkeypatch):
     assert sum(seen) == 7 + 2 * 3 + 4 * 2
 
 
+def test_many_equal_texts_are_one_row():
+    """Too short for a pass of their own, and nothing tells them apart: the search for a beginning once had no end."""
+    agree(MODELS["gqa"], [Request((1,) * 18, (2, 3))] * 60 + [Request((1,) * 18, (2, 4))])
+
+
 def test_keys_and_values_stay_within_their_bytes(monkeypatch):
     """A long head before many texts: each row of a pass would have a copy of it."""
     model, held = MODELS["gqa"], []
@@ -126,6 +144,7 @@ def test_keys_and_values_stay_within_their_bytes(monkeypatch):
         return found
 
     monkeypatch.setattr(Cache, "taken", counted)
+    monkeypatch.setattr(likelihood, "WORTH_LENGTH", 10)
     head = tuple(range(10))
     requests = [Request((*head, i, j, k), (1,)) for i in range(6) for j in range(6) for k in range(3)]
     of_one_row = model.new_cache(1, 13).nbytes()

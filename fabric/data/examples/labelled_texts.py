@@ -46,7 +46,9 @@ class LabelledTexts(LabelledExamples):
     """
 
     kind: Literal["labelled_texts"]
-    fields: Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1, max_length=2)] = ("text",)
+    fields: Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1, max_length=2)] = (
+        "text",
+    )
     label: str = "label"
     classes: Annotated[tuple[str, ...] | None, BeforeValidator(_as_text)] = None
     most: float | None = Field(default=None, gt=0, le=1e5)
