@@ -3,7 +3,8 @@
 The texts of a call begin alike: a few-shot prompt in front of all of them, a question in front of its options, the
 first words of a minimal pair. A long beginning of many texts goes through the model by itself, and they follow on
 copies of its key/value cache. Shorter ones are shared within a pass: its rows' distinct tokens stand on one line
-(`models.shared_rows`), and only attention sees rows. So nothing but attention is padded, or computes a token twice. What is scored does not depend on how rows are put into batches, but for rounding.
+(`models.shared_rows`), and only attention sees rows. So nothing but attention is padded, or computes a token twice.
+What is scored does not depend on how rows are put into batches, but for rounding.
 
 Shapes: T tokens, N distinct tokens of a pass, D width, V vocabulary, P scored positions.
 """
