@@ -202,6 +202,62 @@ def test_a_wrong_row_is_named(tmp_path, name, text, message):
         examples_of(**TEXTS, files=str(tmp_path / name)).items("train")
 
 
+def test_a_file_that_changed_is_read_again(tmp_path):
+    """Within a process rows are remembered; they were, too, when the file had others."""
+    path = tmp_path / "all.csv"
+    examples = examples_of(**TEXTS, files=write(path, REVIEWS))
+    assert sum(len(examples.items(s)[0]) for s in SPLITS) == 40
+    write(path, REVIEWS[:20])
+    assert sum(len(examples.items(s)[0]) for s in SPLITS) == 20
+
+
+def test_items_that_another_choice_trained_on_are_counted(tmp_path):
+    files = {
+        "train": write(tmp_path / "a.csv", REVIEWS[:30]),
+        "test": write(tmp_path / "b.csv", REVIEWS[30:]),
+    }
+    trained = examples_of(**TEXTS, files=files)
+    other = examples_of(**TEXTS, files={"train": files["test"], "test": files["train"]})
+    test = other.items("test")[0]
+    (said,) = other.trained_on(trained, "test", test)
+    assert said == "27 of 30 test items are training items too"  # three are its validation's
+    assert trained.items("test")[1] == ("no validation split: 3 training items of 30 are held out for it",)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    (tmp_path / "train").mkdir()
+    files = {"train": "train", "test": write(tmp_path / "b.csv", REVIEWS)}
+    with pytest.raises(ValueError, match="train is a folder; give one file a split"):
+        examples_of(tmp_path, **TEXTS, files=files)
+
+
+def squad_of(path: Path, ids: list[str], titles: bool) -> str:
+    articles = []
+    for i, name in enumerate(ids):
+        question = {"id": name, "question": "what?", "answers": [{"text": "red", "answer_start": 7}]}
+        article = {"paragraphs": [{"context": f"it was red {i}.", "qas": [question]}]}
+        articles.append({**article, "title": f"t{i}"} if titles else article)
+    path.write_text(json.dumps({"data": articles}))
+    return str(path)
+
+
+def test_questions_need_ids_of_their_own_but_no_titles(tmp_path):
+    body = {"kind": "answer_spans", "question_tokens": 24, "overlap": 12}
+    twice = examples_of(**body, files=squad_of(tmp_path / "a.json", ["0", "1", "0"] * 5, True))
+    with pytest.raises(TaskDataError, match=r"a.json data\[2\].* id = '0' is that of .*data\[0\].* too"):
+        twice.items("test")
+    names = [str(i) for i in range(20)]
+    untitled = examples_of(**body, files=squad_of(tmp_path / "b.json", names, False))
+    assert [len(untitled.items(s)[0]) for s in SPLITS] == [14, 2, 4]
+    # The same ids in two files are not the same questions.
+    squad_of(tmp_path / "c.json", names, True)
+    squad_of(tmp_path / "d.json", names, True)
+    text = (tmp_path / "d.json").read_text().replace("what?", "which?")
+    (tmp_path / "d.json").write_text(text)
+    files = {"train": str(tmp_path / "c.json"), "test": str(tmp_path / "d.json")}
+    assert not any("training items too" in said for said in examples_of(**body, files=files).items("test")[1])
+
+
 FIELD = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
 
 

@@ -163,6 +163,17 @@ def test_mistakes_are_told_before_the_weights_are_read(trials, task, said, monke
         fabric.measure(trials["recall"], [task])
 
 
+def test_labelled_examples_of_another_choice_say_what_was_trained_on(trials):
+    trained = trials["classes"]
+    for setting in ("split_seed=1", "n_train=3"):
+        with pytest.raises(ValueError, match=r"what was trained on is as it is; leave it out"):
+            fabric.measure(trained, [f"examples:{setting}"])
+    with pytest.raises(ValueError, match="trained to choose one of 2 answers, and these ask for one of 3"):
+        fabric.measure(trained, ["examples:dataset=mnli"])
+    (found,) = fabric.measure(trained, ["examples:dataset=sst2,n_test=5"])
+    assert found.n_items == 5
+
+
 def test_a_target_without_examples_is_told(trials, tmp_path):
     body = job_of("recall")
     body["name"] = "text"

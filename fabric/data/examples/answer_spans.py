@@ -60,10 +60,13 @@ class AnswerSpans(LabelledExamples):
 
     def read(self) -> Divided:
         published: dict[str, list[Any] | None] = {s: self.about.read(s, self.root) for s in SPLITS}
-        return split_up(published, lambda question: question.title, self)
+        return split_up(published, lambda question: question.title or question.context, self)
 
     def name_of(self, item: Question) -> str:
         return item.id
+
+    def content_of(self, item: Question) -> str:
+        return f"{item.question}\0{item.context}"
 
     def texts_of(self, item: Question) -> Sequence[str]:
         return item.question, item.context

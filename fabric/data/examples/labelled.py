@@ -100,6 +100,10 @@ class LabelledExamples(ExamplesConfig):
     def name_of(self, item: Any) -> str:
         """What tells an item from others: its order among them goes by a hash of it."""
 
+    def content_of(self, item: Any) -> str:
+        """What makes an item the same as one of another file."""
+        return self.name_of(item)
+
     def resolved(self, base_dir: Path) -> Self:
         """With the folder that holds it, which is absolute."""
         found = super().resolved(base_dir)
@@ -119,7 +123,7 @@ class LabelledExamples(ExamplesConfig):
 
     def items(self, split: str) -> tuple[list[Any], tuple[str, ...]]:
         """The items of a split that are read, and what is to be said of them."""
-        found = _read(self)
+        found = _read(self, tuple((f, f.stat().st_mtime_ns, f.stat().st_size) for f in self.present()))
         n = {"train": self.n_train, "validation": self.n_validation, "test": self.n_test}[split]
         every = found.items[split]
         chosen = sample(every, n, self.split_seed, self.name_of)
@@ -130,8 +134,12 @@ class LabelledExamples(ExamplesConfig):
         """Published splits may share items: whoever learned these by heart answers them."""
         if split == "train":
             return ()
-        trained = {self.name_of(item) for item in self.items("train")[0]}
-        n = sum(self.name_of(item) in trained for item in chosen)
+        return self.trained_on(self, split, chosen)
+
+    def trained_on(self, other: Self, split: str, chosen: Sequence[Any]) -> tuple[str, ...]:
+        """What is to be said of items of a split that other examples trained on."""
+        trained = {other.content_of(item) for item in other.items("train")[0]}
+        n = sum(self.content_of(item) in trained for item in chosen)
         return (f"{n} of {len(chosen)} {split} items are training items too",) if n else ()
 
     def texts(self) -> Iterator[str]:
@@ -151,8 +159,8 @@ class LabelledExamples(ExamplesConfig):
 
 
 @lru_cache(maxsize=4)
-def _read(examples: LabelledExamples) -> Divided:
-    """Files are read once for the three splits; a job's files are not to change while it is prepared."""
+def _read(examples: LabelledExamples, files: tuple[tuple[Path, int, int], ...]) -> Divided:
+    """Files are read once for the three splits, and again when they have changed (path, time, size)."""
     return examples.read()
 
 

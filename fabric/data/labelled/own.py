@@ -44,9 +44,10 @@ class OwnFiles(Config):
     def resolved(self, base_dir: Path) -> Self:
         """With absolute paths, of files that exist."""
         given = {name: getattr(self, name) for name in type(self).model_fields}
-        return self.model_copy(
-            update={n: find_path(path, base_dir) for n, path in given.items() if path is not None}
-        )
+        found = {name: find_path(path, base_dir) for name, path in given.items() if path is not None}
+        if folder := next((path for path in found.values() if path.is_dir()), None):
+            raise ValueError(f"{folder} is a folder; give one file a split (put its files together)")
+        return self.model_copy(update=found)
 
 
 def read_files(value: Any) -> Any:

@@ -33,7 +33,8 @@ class Question:
 
 def read_squad(path: Path) -> list[Question]:
     """The questions of a file. Raises TaskDataError naming file and place for what is not SQuAD's form, for an answer
-    that does not stand where it should in its context, and for a question that has none and is not impossible."""
+    that does not stand where it should in its context, for a question that has none and is not impossible, and for an
+    id that two questions have."""
     try:
         body = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -43,6 +44,14 @@ def read_squad(path: Path) -> list[Question]:
     found = [q for article in Row(body, str(path)).each("data") for q in _questions(article)]
     if not found:
         raise TaskDataError(f"{path} holds no questions")
+    places: dict[str, str] = {}
+    for question in found:
+        if question.id in places:
+            raise TaskDataError(
+                f"{question.where}: id = {question.id!r} is that of {places[question.id]} too; give every question one "
+                "of its own"
+            )
+        places[question.id] = question.where
     return found
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import ValidationError
 
+from fabric.data.examples.labelled import LabelledExamples
 from fabric.evaluate import task as tasks
 from fabric.evaluate.example_measures import known, measures_of
 from fabric.evaluate.task import Outcome, Ran, Task
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from fabric.evaluate.examples import Asked
     from fabric.evaluate.measures import Measure
     from fabric.evaluate.subject import Subject
+
+
+FIXED = ("split_seed", "n_train")  # of labelled examples: what decides which of them were trained on
 
 
 class Prepared(NamedTuple):
@@ -78,8 +82,16 @@ class ExamplesTask(Task):
         seq_len = changes.pop("seq_len", spec.data.seq_len)
         changed = _changed(examples, changes)
         _check_fits(changed, seq_len, subject)
+        if (changed.asks, changed.n_answers) != (examples.asks, examples.n_answers):
+            raise ValueError(
+                f"task examples: the model was trained to choose one of {examples.n_answers} answers, and these ask "
+                f"for one of {changed.n_answers}; choose examples with the same"
+            )
         built = changed.built(self.split, seq_len, trained.tokenizer if changed.READS_TEXT else None)
-        return Prepared(Asked.of_built(built).first(items[0]), changed, built.remarks)
+        remarks = built.remarks
+        if isinstance(changed, LabelledExamples):
+            remarks += _seen_by_the_trial(changed, examples, self.split, remarks)
+        return Prepared(Asked.of_built(built).first(items[0]), changed, remarks)
 
     def run(self, prepared: Prepared, subject: Subject) -> Ran:
         from fabric.evaluate.examples import outcomes_of
@@ -104,6 +116,12 @@ class ExamplesTask(Task):
         return measures_of(outcomes)
 
 
+def _seen_by_the_trial(changed: Any, trained: Any, split: str, said: tuple[str, ...]) -> tuple[str, ...]:
+    """What is to be said of items that the trial was trained on, where it is not said already."""
+    found = changed.trained_on(trained, split, changed.items(split)[0])
+    return tuple(remark for remark in found if remark not in said)
+
+
 def _value(text: Any) -> Any:
     """A setting's value: JSON where it is that, else text."""
     try:
@@ -114,6 +132,8 @@ def _value(text: Any) -> Any:
 
 def _changed(examples: ExamplesConfig, changes: Mapping[str, Any]) -> ExamplesConfig:
     body = {**examples.model_dump(), **changes}
+    if isinstance(examples, LabelledExamples) and (fixed := [n for n in FIXED if n in changes]):
+        raise ValueError(f"task examples: {', '.join(fixed)}: what was trained on is as it is; leave it out")
     try:
         return type(examples).model_validate(body)
     except ValidationError as error:
