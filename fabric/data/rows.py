@@ -17,6 +17,8 @@ from typing import Any
 from fabric.paths import real_path
 from models.parts import nearest
 
+csv.field_size_limit(2**31 - 1)  # documents may be longer than csv's own 131,072 characters
+
 
 class TaskDataError(ValueError):
     """A task's data is missing, or not in the form it should have."""
@@ -88,13 +90,23 @@ class Row:
         value = self[name]
         found = None
         if isinstance(value, str | int | float):  # JSON may hold lists and objects, which are no keys
-            found = allowed.get(value, allowed.get(str(value)))
+            found = next((allowed[key] for key in _spellings(value) if key in allowed), None)
         if found is None:
             names = ", ".join(map(repr, allowed))
             raise TaskDataError(
                 f"{self.where}: {name} = {value!r} is no label of this task; allowed: {names}"
             )
         return found
+
+
+def _spellings(value: str | int | float) -> Iterator[str | int | float]:
+    """A label as it may be written: Parquet's 1.0 is 1, JSON's true is Python's True."""
+    yield value
+    yield str(value)
+    if isinstance(value, bool):
+        yield str(value).lower()
+    elif isinstance(value, float) and value.is_integer():
+        yield str(int(value))
 
 
 def file_of(files: Iterable[str], folder: Path | None) -> Path | None:
@@ -134,14 +146,14 @@ def _as_the_hub(rows: Iterator[Row], table: Table) -> Iterator[Row]:
 
 
 def _rows_of(path: Path, table: Table) -> Iterator[Row]:
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         yield from _parquet(path)
         return
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise TaskDataError(f"{path} is not UTF-8 at byte {error.start}") from None
-    yield from READERS.get(path.suffix, _tabbed)(path, text, table)
+    yield from READERS.get(path.suffix.lower(), _tabbed)(path, text, table)
 
 
 def _json_lines(path: Path, text: str, _: Table) -> Iterator[Row]:
@@ -197,6 +209,8 @@ def _lines(path: Path, lines: Any, table: Table) -> Iterator[Row]:
         where = f"{path}:{lines.line_num}"
         if columns is None:
             columns = tuple(line)
+            if twice := next((c for c in columns if columns.count(c) > 1), None):
+                raise TaskDataError(f"{where}: two columns are called {twice!r}; rename one of them")
             continue
         if not line:
             continue

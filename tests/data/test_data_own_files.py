@@ -166,6 +166,13 @@ def test_paths_are_the_job_files_and_no_part_of_what_is_read(tmp_path):
         ({**TEXTS, "files": "a.csv", "most": 3}, "or most: the largest number it can be, not both"),
         ({"kind": "labelled_texts", "files": "a.csv"}, "say what the label of your files is"),
         ({**TEXTS, "files": "a.csv", "classes": ["a", "a"]}, "must be two different ones or more"),
+        ({**TEXTS, "files": "a.xlsx"}, r"a.xlsx: unknown form; allowed: .csv, .tsv, .json"),
+        ({**TEXTS, "files": "a.csv", "fields": ["text", "stars"]}, "must all be different"),
+        ({**TEXTS, "files": "a.csv", "fields": ["text", "text"]}, "must all be different"),
+        ({**TEXTS, "files": "a.csv", "classes": [True, False]}, "write such names in quotes"),
+        ({"kind": "labelled_texts", "files": "a.csv", "most": 0.01}, "most: 0.01 is too little"),
+        ({"kind": "tagged_words", "files": "a.conll", "entities": ["B-PER"]}, "'B-PER' is no type"),
+        ({"kind": "tagged_words", "files": "a.conll", "entities": [""]}, "'' is no type"),
         ({"kind": "tagged_words", "files": "a.conll"}, "say what is tagged in your files"),
         ({"kind": "tagged_words", "files": "a.conll", "tags": ["O"], "entities": ["P"]}, "not both"),
         ({"kind": "tagged_words", "files": "a.conll", "tags": []}, "must be one or more"),
@@ -192,6 +199,7 @@ def test_what_does_not_fit_is_one_clear_error(body, message):
         ("a.csv", 'title,text,stars\na,"b,1\n', r"a.csv:2: unexpected end of data"),
         ("a.csv", "title,text,stars\na,1\n", r"a.csv:2: 2 columns where there are 3 \(title, text, stars\)"),
         ("a.csv", "title,text,stars\n", "a.csv holds no rows"),
+        ("a.csv", "title,text,stars,stars\na,b,0,1\n", "a.csv:1: two columns are called 'stars'"),
         ("a.jsonl", '{"title": "a", "text": 1, "stars": 1}\n', "text = 1 is no text"),
         ("a.jsonl", '{"title": "a", "text": "b", "stars": [1]}\n', r"stars = \[1\] is no label"),
     ],
@@ -224,10 +232,47 @@ def test_items_that_another_choice_trained_on_are_counted(tmp_path):
     assert trained.items("test")[1] == ("no validation split: 3 training items of 30 are held out for it",)
 
 
+def test_white_space_and_order_make_no_other_text(tmp_path):
+    """Rows are made of stripped texts: what differs in blanks only must not be in two splits, unsaid."""
+    rows = [{"title": f" t{i}" + " " * n, "text": "x", "stars": "0"} for i in range(12) for n in range(3)]
+    examples = examples_of(**TEXTS, files=write(tmp_path / "a.csv", rows))
+    kept = [{item.texts for item in examples.items(split)[0]} for split in SPLITS]
+    assert sum(map(len, kept)) == len(set.union(*kept)) == 12
+    pairs = [{"title": "a", "text": f"b{i}", "stars": "0"} for i in range(8)]
+    turned = [{"title": row["text"], "text": row["title"], "stars": "0"} for row in pairs]
+    files = {"train": write(tmp_path / "b.csv", pairs), "validation": write(tmp_path / "c.csv", turned)}
+    both = examples_of(**TEXTS, files={**files, "test": files["validation"]})
+    assert both.items("test")[1] == ("8 of 8 test items are training items too",)
+
+
+def test_labels_are_found_as_the_forms_write_them(tmp_path):
+    floats = [{"title": str(i), "text": "x", "stars": float(i % 3)} for i in range(9)]
+    for suffix in ("jsonl", "parquet"):
+        examples = examples_of(**TEXTS, files=write(tmp_path / f"a.{suffix}", floats))
+        assert sum(len(examples.items(s)[0]) for s in SPLITS) == 9
+    truths = [{"title": str(i), "text": "x", "stars": i % 2 == 0} for i in range(9)]
+    body = {**TEXTS, "classes": ["false", "true"]}
+    examples = examples_of(**body, files=write(tmp_path / "b.jsonl", truths))
+    assert {item.target for s in SPLITS for item in examples.items(s)[0]} == {0, 1}
+    long = [{"title": "t" * 200_000, "text": str(i), "stars": "1"} for i in range(4)]
+    Path(write(tmp_path / "long.csv", long)).rename(tmp_path / "UP.CSV")
+    examples = examples_of(**TEXTS, files=str(tmp_path / "UP.CSV"))
+    with pytest.raises(ValueError, match="cannot be divided"):  # read, and all one group
+        examples.items("test")
+
+
+def test_what_was_rounded_and_what_is_not_there_is_said(tmp_path):
+    rows = [{"text": str(i), "score": i + 0.00001 * (i % 2)} for i in range(20)]
+    files = {"train": write(tmp_path / "a.jsonl", rows), "test": write(tmp_path / "b.jsonl", rows[:5])}
+    examples = examples_of(kind="labelled_texts", files=files, label="score", most=20, n_train=50)
+    assert "n_train=50 was asked for, and there are 18" in examples.items("train")[1]
+    assert "2 of 5 test numbers were rounded to four decimals" in examples.built("test", 32, BYTES).remarks
+
+
 def test_a_folder_is_no_file(tmp_path):
-    (tmp_path / "train").mkdir()
-    files = {"train": "train", "test": write(tmp_path / "b.csv", REVIEWS)}
-    with pytest.raises(ValueError, match="train is a folder; give one file a split"):
+    (tmp_path / "train.csv").mkdir()
+    files = {"train": "train.csv", "test": write(tmp_path / "b.csv", REVIEWS)}
+    with pytest.raises(ValueError, match="train.csv is a folder; give one file a split"):
         examples_of(tmp_path, **TEXTS, files=files)
 
 

@@ -128,6 +128,8 @@ class LabelledExamples(ExamplesConfig):
         every = found.items[split]
         chosen = sample(every, n, self.split_seed, self.name_of)
         said = (f"{len(chosen)} of {len(every)} {split} items",) if len(chosen) < len(every) else ()
+        if n is not None and n > len(every):
+            said = (f"n_{split}={n} was asked for, and there are {len(every)}",)
         return chosen, (*found.remarks, *said, *self._seen(split, chosen))
 
     def _seen(self, split: str, chosen: Sequence[Any]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
@@ -14,13 +15,17 @@ from fabric.data.labelled.texts import TEXT_SETS, TextSet
 from fabric.data.rows import Row, Table, file_of, read_table
 from fabric.data.tokenizer import Tokenizer
 
+FORMS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+LEAST_MOST = 1000 * NUMBER_STEP
+
 
 class LabelledText(NamedTuple):
-    """A text or two, and the target."""
+    """A text or two without white space around them, the target, and whether a number had to be rounded for it."""
 
     texts: tuple[str, ...]
     target: int
     where: str
+    is_rounded: bool
 
 
 def _as_list(fields: Any) -> Any:
@@ -32,7 +37,11 @@ def _as_text(classes: Any) -> Any:
     """YAML reads `[0, 1]` as numbers, and a CSV file's labels are text."""
     if not isinstance(classes, list | tuple):
         return classes
-    return tuple(str(c) if isinstance(c, int) and not isinstance(c, bool) else c for c in classes)
+    if any(isinstance(c, bool) for c in classes):
+        raise ValueError(
+            "YAML reads yes, no, on, off, true and false as truth values; write such names in quotes"
+        )
+    return tuple(str(c) if isinstance(c, int) else c for c in classes)
 
 
 class LabelledTexts(LabelledExamples):
@@ -41,9 +50,12 @@ class LabelledTexts(LabelledExamples):
 
     Of a row that is too long the longer text loses tokens at its end, until it fits. GLUE (arXiv 1804.07461).
 
-    Of files of one's own (CSV, TSV, JSON, JSON Lines, Parquet) `fields` names the text or two that are read, `label`
-    the class, one of `classes`; without `classes` the label is a number from 0 to `most`.
+    Of files of one's own (CSV; TSV without quotes, as GLUE's; JSON, JSON Lines, Parquet) `fields` names the text or two
+    that are read, `label` the class, one of `classes`; without `classes` the label is a number from 0 to `most`, of
+    which four decimals count.
     """
+
+    REVISION: ClassVar[int] = 2  # white space around texts tells no item from another
 
     kind: Literal["labelled_texts"]
     fields: Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1, max_length=2)] = (
@@ -57,6 +69,12 @@ class LabelledTexts(LabelledExamples):
     OWN: ClassVar[tuple[str, ...]] = ("fields", "label", "classes", "most")
 
     def check_own(self) -> None:
+        assert self.files is not None
+        for (path,) in self.files.published.values():
+            if Path(path).suffix.lower() not in FORMS:
+                raise ValueError(f"files: {path}: unknown form; allowed: {', '.join(FORMS)}")
+        if len({*self.fields, self.label}) <= len(self.fields):
+            raise ValueError(f"fields {list(self.fields)} and label {self.label!r} must all be different")
         if (self.classes is None) == (self.most is None):
             raise ValueError(
                 "say what the label of your files is: classes: [name, …], or most: the largest number it can be"
@@ -64,6 +82,11 @@ class LabelledTexts(LabelledExamples):
             )
         if self.classes is not None and not len(set(self.classes)) == len(self.classes) > 1:
             raise ValueError(f"classes: {list(self.classes)} must be two different ones or more")
+        if self.most is not None and self.most < LEAST_MOST:
+            raise ValueError(
+                f"most: {self.most:g} is too little, numbers are kept to four decimals; write labels in a unit in "
+                f"which the largest is {LEAST_MOST:g} or more"
+            )
 
     @property
     def about(self) -> TextSet:
@@ -115,6 +138,9 @@ class LabelledTexts(LabelledExamples):
     def name_of(self, item: LabelledText) -> str:
         return "\0".join(item.texts)
 
+    def content_of(self, item: LabelledText) -> str:
+        return "\0".join(sorted(item.texts))  # of a pair the other way round, too
+
     def texts_of(self, item: LabelledText) -> Sequence[str]:
         return item.texts
 
@@ -123,12 +149,17 @@ class LabelledTexts(LabelledExamples):
         items, remarks = self.items(split)
         rows, n_cut = [], 0
         for item in items:
-            parts = [tokenizer.encode(text.strip()) for text in item.texts]
+            parts = [tokenizer.encode(text) for text in item.texts]
             n = sum(map(len, parts)) + len(parts)
             n_cut += n > seq_len
             _shorten(parts, seq_len - len(parts))
             rows.append([i for part in parts for i in (*part, tokenizer.eos_id)])
-        said = (f"{n_cut} of {len(items)} {split} texts were cut to {seq_len} tokens",) if n_cut else ()
+        n_rounded = sum(item.is_rounded for item in items)
+        counts = {
+            f"texts were cut to {seq_len} tokens": n_cut,
+            "numbers were rounded to four decimals": n_rounded,
+        }
+        said = tuple(f"{n} of {len(items)} {split} {what}" for what, n in counts.items() if n)
         targets = [
             [*([UNASKED] * (len(row) - 1)), item.target] for row, item in zip(rows, items, strict=True)
         ]
@@ -142,8 +173,12 @@ class LabelledTexts(LabelledExamples):
 
 
 def _item(row: Row, about: TextSet) -> LabelledText:
-    target = about.label(row) if about.classes else round(about.number(row) / NUMBER_STEP)
-    return LabelledText(about.texts(row), target, row.where)
+    texts = tuple(text.strip() for text in about.texts(row))
+    if about.classes:
+        return LabelledText(texts, about.label(row), row.where, False)
+    number = about.number(row)
+    target = round(number / NUMBER_STEP)
+    return LabelledText(texts, target, row.where, abs(number - target * NUMBER_STEP) > NUMBER_STEP / 1000)
 
 
 def _shorten(parts: list[list[int]], room: int) -> None:

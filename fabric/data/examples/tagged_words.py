@@ -42,6 +42,11 @@ class TaggedWords(LabelledExamples):
             raise ValueError("give entities (their types) or tags, not both")
         if self.entities is None and self.tags is None and form_of(files[0]) == "conll":
             raise ValueError("say what is tagged in your files: entities: [TYPE, …], or tags: [TAG, …]")
+        wrong = [e for e in self.entities or () if not e or e[:2] in ("B-", "I-") or e == "O"]
+        if wrong:
+            raise ValueError(
+                f"entities: {wrong[0]!r} is no type; write the types alone, without B- and I-: [PER, LOC]"
+            )
         for name, given in (("entities", self.entities), ("tags", self.tags)):
             if given is not None and not (given and len(set(given)) == len(given)):
                 raise ValueError(f"{name}: {list(given)} must be one or more, each once")
