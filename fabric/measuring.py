@@ -244,8 +244,11 @@ def _places(
     if asked.out is None:
         return [None] * len(loaded)
     out = Path(asked.out)
-    key = kept.target_key(subject.trained, out / ".cache")
-    return [
-        kept.place_of(out, key, task, kept.result_key(task, asked.asked, items, asked.precision))
-        for task, items in loaded
-    ]
+    cache_root = out / ".cache"
+    key = kept.target_key(subject.trained, cache_root)
+    places: list[Path | None] = []
+    for task, items in loaded:
+        beside = task.depends_on(subject, cache_root)
+        result = kept.result_key(task, asked.asked, items, asked.precision, beside)
+        places.append(kept.place_of(out, key, task, result))
+    return places

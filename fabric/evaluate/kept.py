@@ -34,8 +34,8 @@ def target_key(trained: Trained, cache_root: Path) -> str:
     return sha256_of({f.name: remembered_sha256(f, cache_root) for f in files})
 
 
-def result_key(task: Task, asked: Asked, items: Sequence[Any], precision: str) -> str:
-    """A hash of what is asked of a target (hex)."""
+def result_key(task: Task, asked: Asked, items: Sequence[Any], precision: str, beside: Any = None) -> str:
+    """A hash of what is asked of a target (hex); `beside`: what the task's result depends on beside the items."""
     digest = hashlib.sha256()
     for item in items:
         digest.update(repr(item).encode())
@@ -46,6 +46,7 @@ def result_key(task: Task, asked: Asked, items: Sequence[Any], precision: str) -
         "limit": asked.limit,
         "seed": asked.seed,
         "precision": precision,
+        "beside": beside,
     }
     return sha256_of(body)
 

@@ -66,6 +66,10 @@ class Task(ABC):
     def load(self, asked: Asked) -> Sequence[Any]:
         """The items, read before any model. Raises TaskDataError (missing, not as it should be), ValueError."""
 
+    def depends_on(self, subject: Subject, cache_root: Path) -> Any:
+        """What a result depends on beside the items and the subject's weights, as plain values."""
+        return None
+
     def prepare(self, items: Sequence[Any], subject: Subject) -> Any:
         """What `run` takes: the items encoded, and checked against the model's length.
 

@@ -14,6 +14,8 @@ from fabric.data.example_cache import ExampleCache
 from fabric.data.examples.base import UNASKED
 from fabric.evaluate.examples import Asked, outcomes_of
 from fabric.evaluate.lm import score
+from fabric.evaluate.subject import Subject
+from fabric.evaluate.tasks.examples import ExamplesTask
 from fabric.trained import load_trained
 
 ROWS = Path(__file__).parent / "rows"
@@ -172,6 +174,20 @@ def test_labelled_examples_of_another_choice_say_what_was_trained_on(trials):
         fabric.measure(trained, ["examples:dataset=mnli"])
     (found,) = fabric.measure(trained, ["examples:dataset=sst2,n_test=5"])
     assert found.n_items == 5
+
+
+def test_a_kept_result_of_other_rows_is_not_taken(trials, tmp_path, monkeypatch):
+    monkeypatch.setattr("fabric.evaluate.tasks.examples.ExamplesTask.depends_on", lambda *_: "old rows")
+    (first,) = fabric.measure(trials["classes"], ["examples:n_test=5"], out=tmp_path)
+    monkeypatch.undo()
+    (second, third) = (
+        fabric.measure(trials["classes"], ["examples:n_test=5"], out=tmp_path)[0] for _ in range(2)
+    )
+    assert (first.was_kept, second.was_kept, third.was_kept) == (False, False, True)
+    depends = ExamplesTask(name="examples", about="", changes=(("n_test", 5),)).depends_on
+    subject = Subject.of(load_trained(trials["classes"]))
+    assert depends(subject, tmp_path)["content"]
+    assert depends(subject, tmp_path) == depends(subject, tmp_path)
 
 
 def test_a_target_without_examples_is_told(trials, tmp_path):

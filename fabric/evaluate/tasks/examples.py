@@ -15,6 +15,8 @@ from fabric.evaluate.example_measures import known, measures_of
 from fabric.evaluate.task import Outcome, Ran, Task
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fabric.data.examples.base import ExamplesConfig
     from fabric.evaluate.examples import Asked
     from fabric.evaluate.measures import Measure
@@ -63,6 +65,14 @@ class ExamplesTask(Task):
     def load(self, asked: tasks.Asked) -> Sequence[Any]:
         """Nothing but how many: what is asked is the target's to say."""
         return [asked.limit]
+
+    def depends_on(self, subject: Subject, cache_root: Path) -> Any:
+        """The rows of a trial as it was are its own; of changed settings, the files they are made of count."""
+        trial = subject.trained.trial
+        if not self.changes or trial is None or trial.spec.data.examples is None:
+            return None
+        changes = {name: value for name, value in self.changes if name != "seq_len"}
+        return _changed(trial.spec.data.examples, changes).identity(cache_root)
 
     def prepare(self, items: Sequence[Any], subject: Subject) -> Prepared:
         """Raises ValueError for settings that its examples have not, or that its model cannot take."""
