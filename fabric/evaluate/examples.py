@@ -174,7 +174,7 @@ def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     return found
 
 
-def _spans(answered: Answered, _: Any) -> list[Outcome]:
+def _spans(answered: Answered, examples: Any) -> list[Outcome]:
     """Questions: the best span of all windows, or none where no answer is likelier in every one of them."""
     assert answered.items is not None
     found: dict[str, dict[str, Any]] = {}
@@ -186,8 +186,7 @@ def _spans(answered: Answered, _: Any) -> list[Outcome]:
             begin, end, best["score"] = said["best"]
             starts = [0, *item["ends"]]
             best["text"] = item["text"][starts[begin] : item["ends"][end]].strip()
-    impossible = any(not any(o["references"]) for o in found.values())
-    return [_answer(o, impossible) for o in found.values()]
+    return [_answer(o, examples.about.has_impossible) for o in found.values()]
 
 
 def _answer(outcome: Mapping[str, Any], may_be_none: bool) -> Outcome:

@@ -123,11 +123,15 @@ def test_answers_have_squads_form_with_or_without_impossible_questions(tmp_path)
 
     (tmp_path / "a.json").write_text(json.dumps({"data": [article(i) for i in range(20)]}))
     examples = examples_of(
-        kind="answer_spans", files=str(tmp_path / "a.json"), question_tokens=24, overlap=12
+        kind="answer_spans", files=str(tmp_path / "a.json"), question_tokens=24, overlap=12, unanswerable=True
     )
     found = [q for split in SPLITS for q in examples.items(split)[0]]
     assert len(found) == 20
     assert sum(q.is_impossible for q in found) == 10
+    with pytest.raises(
+        TaskDataError, match="this one has none; where some have none, say unanswerable: true"
+    ):
+        examples.model_copy(update={"unanswerable": False}).items("test")
 
 
 def test_paths_are_the_job_files_and_no_part_of_what_is_read(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from fabric.evaluate.example_measures import measures_of
 from fabric.evaluate.examples import Answered, Asked, _spans, _tags, entities
 
+ANSWERED, UNANSWERABLE = (SimpleNamespace(about=SimpleNamespace(has_impossible=x)) for x in (False, True))
 TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
 
@@ -157,22 +159,23 @@ def windows(*said):
 
 def test_the_best_span_of_all_windows_is_the_answer():
     first, second = {"best": [1, 2, 5.0], "none": 1.0}, {"best": [0, 2, 4.0], "none": 9.0}
-    (found,) = _spans(windows(first, second), None)
+    (found,) = _spans(windows(first, second), ANSWERED)
     assert (found["guess"], found["exact"], found["f1"]) == ("old bridge", 1.0, 1.0)
     assert found["margin"] == 1.0 - 5.0
-    (found,) = _spans(windows({"best": [1, 2, 3.0], "none": 1.0}, second), None)
+    (found,) = _spans(windows({"best": [1, 2, 3.0], "none": 1.0}, second), ANSWERED)
     assert found["guess"] == "bridge of Porto"
     assert found["f1"] == pytest.approx(2 * 1 / (2 + 3))
 
 
 def test_no_answer_is_given_only_where_questions_may_have_none():
     none_wins = {"best": [1, 2, 0.5], "none": 3.0}
-    (found,) = _spans(windows(none_wins), None)
+    (found,) = _spans(windows(none_wins), ANSWERED)
     assert found["guess"] == "old bridge", "every question of this set has an answer"
     answered = windows(none_wins)
     impossible = [{**answered.items[0], "owner": "r", "references": [""]}]
     both = Answered(answered.targets, [*answered.items[:1], *impossible], [none_wins, none_wins])
-    found = _spans(both, None)
+    assert [o["guess"] for o in _spans(answered, UNANSWERABLE)] == [""], "whatever else is asked with it"
+    found = _spans(both, UNANSWERABLE)
     assert [o["guess"] for o in found] == ["", ""]
     assert [o["exact"] for o in found] == [0.0, 1.0]
     values = {name: m.score(found).value for name, m in measures_of(found).items()}

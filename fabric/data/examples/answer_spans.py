@@ -21,14 +21,17 @@ class AnswerSpans(LabelledExamples):
     and where it ends, among the window's tokens and the last end of text, which means: not here.
 
     Questions keep their first `question_tokens`; windows on a context that does not fit share `overlap` tokens
-    (BERT's for SQuAD: arXiv 1810.04805 §4.2, its `doc_stride`). Files of one's own have SQuAD's form, v1.1 or v2.
+    (BERT's for SQuAD: arXiv 1810.04805 §4.2, its `doc_stride`). Files of one's own have SQuAD's form; `unanswerable`
+    says that some of their questions have no answer (v2).
     """
 
     kind: Literal["answer_spans"]
     question_tokens: int = Field(default=64, ge=1)
     overlap: int = Field(default=128, ge=0)
+    unanswerable: bool = False
 
     SETS: ClassVar[Mapping[str, Any]] = SPAN_SETS
+    OWN: ClassVar[tuple[str, ...]] = ("unanswerable",)
 
     @property
     def about(self) -> SpanSet:
@@ -36,7 +39,7 @@ class AnswerSpans(LabelledExamples):
         if self.dataset is not None:
             return SPAN_SETS[self.dataset]
         assert self.files is not None
-        return SpanSet("these files", "", self.files.published, None, has_impossible=True)
+        return SpanSet("these files", "", self.files.published, None, has_impossible=self.unanswerable)
 
     @property
     def asks(self) -> Asks:

@@ -96,7 +96,10 @@ class SpanSet:
             return None
         found = read_squad(path) if path is not None else self._from_hub(split, folder)
         if not self.has_impossible and (wrong := next((q for q in found if q.is_impossible), None)):
-            raise TaskDataError(f"{wrong.where}: a question of {self.name} has an answer; this one has none")
+            hint = "; where some have none, say unanswerable: true" if self.hub is None else ""
+            raise TaskDataError(
+                f"{wrong.where}: a question of {self.name} has an answer; this one has none{hint}"
+            )
         return found
 
     def _from_hub(self, split: str, folder: Path | None) -> list[Question]:
