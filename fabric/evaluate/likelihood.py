@@ -190,9 +190,8 @@ class _Walk:
     def _pass(self, rows: _Rows, cache: Cache) -> None:
         if cache.n_tokens:
             copies = torch.zeros(len(rows.rows), dtype=torch.long, device=self.device)
-            cache = cache.taken(copies, cache.n_tokens + max(map(len, rows.rows)))
-        is_shared = len(rows.rows) > 1
-        shared = SharedRows.of(rows.rows, self.device) if is_shared else None
+            cache = cache.taken(copies, cache.n_tokens + rows.longest)
+        shared = SharedRows.of(rows.rows, self.device) if len(rows.rows) > 1 else None
         hidden_1ND = self._hidden([rows.ids], cache if cache.n_tokens else None, shared)
         self._score(hidden_1ND[0], rows.asked)
 
@@ -226,7 +225,7 @@ class _Walk:
 
 class _Rows:
     """Texts of one pass, after the `n_done` tokens that all begin with: `rows`, places on the line of `ids`; a text
-    that another goes on with has no row of its own."""
+    that another goes on with has no row of its own. `longest`: tokens of the longest row."""
 
     def __init__(self, n_done: int) -> None:
         self.n_done = n_done
@@ -234,14 +233,14 @@ class _Rows:
         self.rows: list[list[int]] = []
         self.asked: list[Asked] = []
         self._last: tuple[int, ...] = ()
-        self._longest = 0
+        self.longest = 0
 
     def with_one_more(self, text: tuple[int, ...]) -> tuple[int, int, int]:
         """Rows, tokens and the longest row's length with that text, too."""
         kept = self._kept(text)
         n_rows = len(self.rows) + (not self.rows or kept < len(self.rows[-1]))
         n = len(text) - self.n_done
-        return n_rows, len(self.ids) + n - kept, max(self._longest, n)
+        return n_rows, len(self.ids) + n - kept, max(self.longest, n)
 
     def add(self, text: tuple[int, ...]) -> list[int]:
         """The places of a text's tokens; texts come in lexicographical order."""
@@ -253,7 +252,7 @@ class _Rows:
             self.rows[-1] = row
         else:
             self.rows.append(row)
-        self._last, self._longest = text, max(self._longest, len(row))
+        self._last, self.longest = text, max(self.longest, len(row))
         return row
 
     def _kept(self, text: tuple[int, ...]) -> int:
